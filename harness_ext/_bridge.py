@@ -1,0 +1,187 @@
+"""What lm_eval 0.4.13 cannot do by itself, done to its modules as they are imported; each part stands aside where it can.
+
+Every function takes the module it completes. None changes a run in which no task and no model of this package takes part.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import yaml
+
+from harness_ext.errors import HarnessExtError, TaskFileError
+
+log = logging.getLogger(__name__)
+
+LAST_WITHOUT_PLUGINS = (0, 4, 13)
+"""The last lm_eval that does not read the entry-point group `lm_eval.models` by itself."""
+CLASS = "harness_ext.Task"
+DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
+
+
+class _Unnamed(str):
+    """lm_eval's default model, where the user named none; to everybody else it is the same string."""
+
+
+def tasks_dir() -> Path:
+    """The folder of this package's task files."""
+    return Path(__file__).parent / "tasks"
+
+
+def register_models(models: ModuleType) -> None:
+    """Puts this package's `lm_eval.models` entry points into lm_eval's registry, by name: nothing is imported."""
+    version = importlib.metadata.version("lm-eval")
+    if tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) > LAST_WITHOUT_PLUGINS:
+        return
+    from lm_eval.api.registry import model_registry
+
+    for point in importlib.metadata.distribution("harness_ext").entry_points:
+        if point.group == "lm_eval.models" and point.name not in model_registry:
+            model_registry.register(point.name, target=point.value)
+
+
+def find_tasks(manager: ModuleType) -> None:
+    """Makes every TaskManager look into our folder too, before the user's, and name the user's task files that are broken."""
+    wrapped = manager.TaskManager.__init__
+    signature = inspect.signature(wrapped)
+    discovered = getattr(manager, "discover_plugin_task_paths", list)
+
+    @functools.wraps(wrapped)
+    def init(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        given = bound.arguments.get("include_path") or []
+        paths = list(given) if isinstance(given, (list, tuple)) else [given]
+        for path in paths:
+            check_task_files(Path(path))
+        ours = tasks_dir().resolve()
+        if ours not in [Path(path).resolve() for path in (*paths, *discovered())]:
+            bound.arguments["include_path"] = [ours, *paths]
+        wrapped(*bound.args, **bound.kwargs)
+
+    manager.TaskManager.__init__ = init
+
+
+def tell_tasks_their_model(evaluator: ModuleType) -> None:
+    """Makes `evaluate` tell our tasks which model their prompts are for: lm_eval itself tells them only its name."""
+    wrapped = evaluator.evaluate
+    signature = inspect.signature(wrapped)
+
+    @functools.wraps(wrapped)
+    def evaluate(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(*args, **kwargs).arguments
+        for task in _leaves(arguments.get("task_dict")):
+            task.bind(arguments["lm"])
+        return wrapped(*args, **kwargs)
+
+    evaluator.evaluate = evaluate
+
+
+def prepare_command_line(module: ModuleType) -> None:
+    """Makes the command line check our tasks before any weights load, and run the embedded model where none is named."""
+    config = module.EvaluatorConfig
+    from_cli, process_tasks = config.from_cli.__func__, config.process_tasks
+
+    @classmethod  # type: ignore[misc]
+    @functools.wraps(from_cli)
+    def from_cli_here(cls: Any, namespace: Any) -> Any:
+        instance = from_cli(cls, namespace)
+        if not any(getattr(namespace, name, None) for name in ("model", "model_args", "config")):
+            instance.model = _Unnamed(instance.model)
+        return instance
+
+    @functools.wraps(process_tasks)
+    def process_tasks_here(self: Any, metadata: dict[str, Any] | None = None) -> Any:
+        for name in self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []:
+            if isinstance(name, str) and name.endswith((".yaml", ".yml")):
+                check_task_files(Path(name))
+        manager = process_tasks(self, metadata)
+        ours = [task for task in self.tasks if _is_ours(task, manager)]
+        for task in ours:
+            manager.load([task])  # each checks itself, its haystack and what --metadata says
+        if len(ours) == len(self.tasks) and isinstance(self.model, _Unnamed):
+            self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
+            log.warning("No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"])
+        return manager
+
+    config.from_cli, config.process_tasks = from_cli_here, process_tasks_here
+
+
+def quiet_errors(_: ModuleType) -> None:
+    """Makes a user's mistake print in one line, without a traceback, on lm_eval's command line."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, HarnessExtError):
+            print(f"{kind.__name__}: {error}", file=sys.stderr)
+        else:
+            shown(kind, error, trace)
+
+    sys.excepthook = show
+
+
+def check_task_files(path: Path) -> None:
+    """Raises TaskFileError for a task file of ours under `path` that lm_eval would drop without a word."""
+    for file in sorted(path.rglob("*.yaml")) if path.is_dir() else [path]:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        if CLASS in text:
+            _check_task_file(file, text)
+
+
+def _check_task_file(file: Path, text: str) -> None:
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: node.value)
+    try:
+        config = yaml.load(text, Loader=Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise TaskFileError(f"{file}: line {line} is not YAML: {error.problem}; quote a text that holds a colon or a brace") from None
+    except yaml.YAMLError as error:
+        raise TaskFileError(f"{file} is not YAML: {error}") from None
+    if not isinstance(config, dict):
+        raise TaskFileError(f"{file}: found {type(config).__name__}; expected fields, each `name: value`")
+    if not isinstance(config.get("task"), str):
+        raise TaskFileError(f"{file}: field 'task': found {config.get('task')!r}; expected the task's name")
+    if config.get("class") != CLASS:
+        raise TaskFileError(f"{file}: field 'class': found {config.get('class')!r}; expected !function {CLASS}")
+    if "include" not in config:
+        from harness_ext.sweep.spec import parse_spec
+
+        parse_spec(config, file=str(file), overrides={})
+
+
+def _is_ours(task: Any, manager: Any) -> bool:
+    """Whether a selected task, group or tag is made of our tasks alone."""
+    if isinstance(task, dict):
+        return getattr(task.get("class"), "__module__", "").startswith("harness_ext.")
+    entry = manager.task_index.get(task)
+    if entry is None:
+        return False
+    config = entry.cfg or {}
+    if "class" in config:
+        return str(config["class"]).endswith(CLASS)
+    members = config["task"] if isinstance(config.get("task"), list) else sorted(entry.tags)
+    names = [member if isinstance(member, str) else member.get("task") for member in members]
+    return bool(names) and entry.name not in names and all(_is_ours(name, manager) for name in names)
+
+
+def _leaves(tasks: Any) -> Iterator[Any]:
+    """Our tasks in what `evaluate` is given: flat, or nested in groups."""
+    ours = sys.modules.get("harness_ext.sweep.tasks")
+    if isinstance(tasks, dict):
+        for task in tasks.values():
+            yield from _leaves(task)
+    elif ours is not None and isinstance(tasks, ours.ExtrapolateTask):
+        yield tasks

@@ -1,0 +1,53 @@
+"""The frozen records that pass between the wings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["measured", "hard_limit", "backend_limit", "out_of_memory", "interrupted"]
+"""What became of a cell. One that was not measured has no score: not 0, not −1, and it enters no mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedLength:
+    """The longest sequence the model saw in training."""
+
+    tokens: int
+    """At least 1."""
+    source: str
+    """Where it was read: a config field, `rope_parameters…`, or `user`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """The longest prompt that can be run."""
+
+    tokens: int
+    """Answer included."""
+    outcome: Outcome
+    """What becomes of a longer one."""
+    reason: str
+    """Why, and how to go further if that is possible."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """One length of a sweep."""
+
+    tokens: int
+    """Every token that the model consumes: BOS, chat template, prompt, answer prefix, answer."""
+    multiple: float | None
+    """Of the trained length; None where that is unknown."""
+    outcome: Outcome = "measured"
+    """`measured`, or why it will not be."""
+    reason: str = ""
+    """In words, where it will not be."""
+
+    @property
+    def label(self) -> str:
+        """
+        >>> Length(tokens=512, multiple=2.0).label, Length(tokens=512, multiple=None).label
+        ('512 (2x)', '512')
+        """
+        return f"{self.tokens}" if self.multiple is None else f"{self.tokens} ({self.multiple:.4g}x)"

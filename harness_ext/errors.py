@@ -1,0 +1,29 @@
+"""What can go wrong, as one small tree. Each message says what was asked, what was found and what to do.
+
+`HarnessExtError` is a user's mistake or a limit of the run, never a defect of ours: on the command line it prints
+without a traceback (`_bridge.quiet_errors`).
+"""
+
+
+class HarnessExtError(ValueError):
+    """The root: catch this to catch whatever this package raises on purpose."""
+
+
+class TaskFileError(HarnessExtError):
+    """A task's YAML file, or what `--metadata` laid over it, is wrong."""
+
+
+class HaystackError(HarnessExtError):
+    """The filler text cannot be read, or does not serve."""
+
+
+class LengthError(HarnessExtError):
+    """No prompt of the asked length can be made, or no length can be run."""
+
+
+class ModelError(HarnessExtError):
+    """The model, its tokenizer or its trained length cannot be found."""
+
+
+class PromptTooLongError(HarnessExtError):
+    """A prompt does not fit the model, and truncating it would falsify the score."""

@@ -1,0 +1,157 @@
+"""What a task has to know of the model it is for: its tokenizer, its trained length and how far it goes.
+
+Asked of the lm_eval model object where it tokenises for itself, since that is what the prompts will meet; of the model's
+files, by the names in `--model_args` and `--metadata`, where it does not (scripted models, chat APIs).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from harness_ext import positions
+from harness_ext.cells import Limit, TrainedLength
+from harness_ext.errors import ModelError, PromptTooLongError
+
+REFERENCE = "reference/"
+SHORTER_BY = {"VLLM": 1}
+"""lm_eval model class → tokens of its `max_length` that no prompt can use: vLLM generates one token beside the scored ones."""
+
+
+class ModelView:
+    """One model as a task sees it. `lm` is lm_eval's model object, or None where none is at hand."""
+
+    def __init__(self, lm: Any, metadata: Mapping[str, Any]) -> None:
+        self.lm = lm
+        self.metadata = metadata
+        self._tokenizes = callable(getattr(lm, "_encode_pair", None)) and getattr(lm, "tokenizer", None) is not None
+
+    @cached_property
+    def trained_length(self) -> TrainedLength | None:
+        """The user's word first, then the model's own, then its config's. Raises ModelError where the user's is no length."""
+        if "trained_length" in self.metadata:
+            tokens = self.metadata["trained_length"]
+            if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 1:
+                raise ModelError(f"trained_length: found {tokens!r}; expected a whole number of tokens from 1")
+            return TrainedLength(tokens=tokens, source="user")
+        own = getattr(self.lm, "trained_length", None)
+        if isinstance(own, TrainedLength):
+            return own
+        config = getattr(self.lm, "config", None) or self._config
+        return positions.read_trained_length(config) if config is not None else None
+
+    @cached_property
+    def limits(self) -> list[Limit]:
+        """What the model cannot run, the firmest first."""
+        own = getattr(self.lm, "length_limits", None)
+        if own is not None:
+            return list(own)
+        if getattr(self.lm, "truncation", False) is True:
+            raise ModelError("truncation=True cuts prompts without a word; take it out of --model_args")
+        host = getattr(self.lm, "max_length", None)
+        tokens, field = (host, "the model's max_length") if _is_length(host) else (self.metadata.get("max_length"), "max_length")
+        if not _is_length(tokens):
+            tokens, field = (self.trained_length.tokens, "the trained length") if self.trained_length else (None, "")
+        if tokens is None:
+            return []
+        usable = tokens - next((SHORTER_BY[c.__name__] for c in type(self.lm).__mro__ if c.__name__ in SHORTER_BY), 0)
+        return [
+            Limit(
+                tokens=usable,
+                outcome="backend_limit",
+                reason=f"this model takes {usable} tokens ({field}) and would be given a truncated prompt; "
+                "use --model hf-extrapolate, or max_length=N in --model_args where the model can go on",
+            )
+        ]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself, without special tokens."""
+        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+
+    def count_scored(self, context: str, answer: str) -> int:
+        """Tokens of a context and the answer scored after it, as the model splits them."""
+        if self._tokenizes:
+            context_ids, answer_ids = self.lm._encode_pair(context, answer)
+            return len(context_ids) + len(answer_ids)
+        return len(self._tokenizer.encode(context + answer))
+
+    def count_generated(self, context: str, budget: int) -> int:
+        """Tokens of a context and the most that may be generated after it."""
+        if isinstance(context, tuple):  # lm_eval's JsonChatStr: the messages that a chat server will lay out itself
+            messages = json.loads(context[0])
+            return len(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)) + budget
+        if not self._tokenizes:
+            return len(self._tokenizer.encode(context)) + budget
+        if callable(getattr(self.lm, "tok_batch_encode", None)) and getattr(self.lm, "AUTO_MODEL_CLASS", None) is not None:
+            return int(self.lm.tok_batch_encode([context])[0].shape[1]) + budget
+        return len(self.lm.tok_encode(context)) + budget
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self._tokenizes and callable(self.lm.tokenizer):
+            return self.lm.tokenizer
+        name = self.metadata.get("tokenizer") or self.metadata.get("pretrained") or self.metadata.get("model")
+        if name is None:
+            raise ModelError(
+                "prompts of an exact length need the model's tokenizer, and this model brings none; "
+                'name one: --metadata \'{"tokenizer": "NAME OR PATH"}\''
+            )
+        return name if not isinstance(name, str) else load_tokenizer(name, self.metadata)
+
+    @cached_property
+    def _config(self) -> Any:
+        name = self.metadata.get("pretrained") or self.metadata.get("model") or self.metadata.get("tokenizer")
+        if not isinstance(name, str):
+            return getattr(name, "config", None)
+        from transformers import AutoConfig  # seconds to import, and only here
+
+        try:
+            return AutoConfig.from_pretrained(resolve(name), **_source(self.metadata))
+        except (OSError, ValueError):
+            return None  # a tokenizer without a model, or a server's model name: no length is known
+
+
+def load_tokenizer(name: str, options: Mapping[str, Any]) -> Any:
+    """The tokenizer `name`. Raises ModelError where there is none that can be read."""
+    from transformers import AutoTokenizer  # seconds to import, and only here
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name), **_source(options))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"tokenizer {name!r} cannot be read: {first_line(error)}; give the name or path of one") from error
+
+
+def resolve(name: str) -> str:
+    """The folder of an embedded model (`reference/rope`), any other name as it is. Raises ModelError for an unknown one."""
+    if not name.startswith(REFERENCE):
+        return name
+    from importlib.resources import files
+
+    folder = files("harness_ext") / "models" / "reference"
+    known = sorted(f"{REFERENCE}{path.name}" for path in folder.iterdir() if (path / "config.json").is_file())
+    if name not in known:
+        raise ModelError(f"model {name!r} is not embedded here; embedded: {', '.join(known)}")
+    return str(folder / name.removeprefix(REFERENCE))
+
+
+def check_fits(tokens: int, limits: Sequence[Limit]) -> None:
+    """Raises PromptTooLongError where a prompt of `tokens` tokens exceeds one of `limits`."""
+    for limit in limits:
+        if tokens > limit.tokens:
+            raise PromptTooLongError(f"a prompt of {tokens} tokens was asked for: {limit.reason}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _source(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the model arguments that says which files to read."""
+    return {key: options[key] for key in ("revision", "subfolder", "trust_remote_code", "gguf_file") if options.get(key)}
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,197 @@
+"""A document of exactly L tokens, as the model counts them.
+
+The haystack is tokenised once, sentence by sentence; a prompt is planned from those counts, put together, and counted as a
+whole by the model's own tokenizer. What the plan missed (tokenizers that merge across sentences, a line break more) is
+corrected and counted again, until the count is L. Whole sentences make up the difference; where no choice of them can (a
+few tokens are left over), the first line is drawn out by a few neutral words, or by a piece of one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from harness_ext.errors import LengthError
+from harness_ext.sweep.needle import Document
+from harness_ext.sweep.words import NOISE
+
+CHANGE = 24
+"""How many sentences past the cut are considered to make up the last tokens."""
+ATTEMPTS = 6
+"""Plans of whole sentences to try; each is a count of the whole prompt. The first is right for most tokenizers."""
+SLACKS = (0, 4, 16, 48)
+"""Tokens to leave for neutral words, where whole sentences do not come out."""
+MAX_PADDING = 1024
+"""Tokens of neutral words at most."""
+
+
+class Tokenizer(Protocol):
+    """What is asked of a model's tokenizer."""
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text by itself, without special tokens."""
+        ...
+
+    def count_prompt(self, body: str, document: Document) -> int:
+        """Tokens that the model consumes for `document` with this body: BOS, chat template, answer prefix and answer too."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A document at its length."""
+
+    body: str
+    """Description, filler, needles and question."""
+    depths: tuple[float, ...]
+    """Where each needle came to stand: tokens of filler before it, as a share of all filler."""
+    prompt_tokens: int
+    """The model's count of the whole prompt, answer included; equal to the length asked for."""
+
+
+@dataclass(slots=True)
+class Filler:
+    """One sample's haystack and the tokens of its sentences; drawn out as far as it is read, shared by all its prompts."""
+
+    sentences: Iterator[str]
+    tokenizer: Tokenizer
+    texts: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=lambda: [0])
+    """Tokens of the first i sentences."""
+    _costs: dict[str, int] = field(default_factory=dict)
+
+    def reach(self, tokens: int) -> int:
+        """The number of leading sentences that together have at most `tokens` tokens; `CHANGE` more are read."""
+        while self.ends[-1] <= tokens or len(self.texts) < bisect.bisect_right(self.ends, tokens) - 1 + CHANGE:
+            mean = max(1, self.ends[-1] // max(1, len(self.texts)))
+            self._read(max(CHANGE, (tokens - self.ends[-1]) // mean + CHANGE))
+        return bisect.bisect_right(self.ends, tokens) - 1
+
+    def cost(self, index: int) -> int:
+        """Tokens of sentence `index`."""
+        return self.ends[index + 1] - self.ends[index]
+
+    def _read(self, count: int) -> None:
+        batch = list(itertools.islice(self.sentences, count))
+        if not batch:
+            raise LengthError(f"the haystack ended after {len(self.texts)} sentences; give one that goes on")
+        new = [text for text in dict.fromkeys(batch) if text not in self._costs]
+        self._costs.update(zip(new, _count_in_context(self.tokenizer, new), strict=True))
+        self.texts += batch
+        before = self.ends[-1]
+        self.ends += itertools.accumulate((self._costs[text] for text in batch), initial=self.ends.pop())
+        if self.ends[-1] == before:
+            raise LengthError(f"this tokenizer makes no token of the haystack's sentences, such as {batch[0]!r}; give another haystack")
+
+
+def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
+    """`document` filled up to exactly `length` tokens.
+
+    Raises LengthError where `length` is too short for the document's own text, or where this tokenizer admits no prompt of
+    exactly that length.
+    """
+    bare = _build(document, filler, [], tokenizer).prompt_tokens
+    if bare == length:
+        return _build(document, filler, [], tokenizer)
+    if bare > length:
+        raise LengthError(f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more")
+    budget, tried = length - bare, {0}
+    while budget not in tried and len(tried) <= ATTEMPTS:
+        tried.add(budget)
+        fitted = _build(document, filler, _choose(filler, budget), tokenizer)
+        if fitted.prompt_tokens == length:
+            return fitted
+        budget = max(0, budget + length - fitted.prompt_tokens)
+    for slack in SLACKS:
+        chosen = _choose(filler, max(0, budget - slack))
+        fitted = _build(document, filler, chosen, tokenizer)
+        for padding in _paddings(length - fitted.prompt_tokens, tokenizer):
+            fitted = _build(document, filler, chosen, tokenizer, padding)
+            if fitted.prompt_tokens == length:
+                return fitted
+    raise LengthError(f"no prompt of exactly {length} tokens could be made with this tokenizer; ask for another length")
+
+
+def _choose(filler: Filler, budget: int) -> list[int]:
+    """Indices of sentences that together have `budget` tokens, or as near below as whole sentences come.
+
+    All leading ones, but for the last few, which are chosen so that the sum comes out.
+    """
+    lead = filler.reach(budget)
+    for start in range(lead, max(-1, lead - CHANGE), -1):
+        picked = _make_change(filler, start, budget - filler.ends[start])
+        if picked is not None:
+            return [*range(start), *picked]
+    return list(range(lead))
+
+
+def _make_change(filler: Filler, start: int, amount: int) -> list[int] | None:
+    """Some of the sentences after `start`, in order, with `amount` tokens together; None where none do.
+
+    Subset sum over bit sets: bit t of `sums[i]` says that some of the first i candidates have t tokens together.
+    """
+    candidates = range(start, min(start + CHANGE, len(filler.texts)))
+    sums = [1]
+    for index in candidates:
+        sums.append((sums[-1] | sums[-1] << filler.cost(index)) & ((1 << amount + 1) - 1))
+    if not sums[-1] >> amount & 1:
+        return None
+    picked = []
+    for step in range(len(candidates), 0, -1):
+        if not sums[step - 1] >> amount & 1:
+            picked.append(candidates[step - 1])
+            amount -= filler.cost(candidates[step - 1])
+    return picked[::-1]
+
+
+def _build(document: Document, filler: Filler, chosen: list[int], tokenizer: Tokenizer, padding: str = "") -> Fitted:
+    ends = [0, *itertools.accumulate(filler.cost(index) for index in chosen)]
+    places = [_nearest(ends, depth * ends[-1]) for depth in document.depths]
+    body = _assemble(document, [filler.texts[index] for index in chosen], places, padding)
+    return Fitted(
+        body=body,
+        depths=tuple(ends[place] / ends[-1] if ends[-1] else 0.0 for place in places),
+        prompt_tokens=tokenizer.count_prompt(body, document),
+    )
+
+
+def _nearest(ends: list[int], target: float) -> int:
+    """The index of the sentence boundary nearest to `target` tokens; the earlier of two as near."""
+    right = min(bisect.bisect_left(ends, target), len(ends) - 1)
+    return right - 1 if right > 0 and target - ends[right - 1] <= ends[right] - target else right
+
+
+def _assemble(document: Document, sentences: list[str], places: list[int], padding: str = "") -> str:
+    """The document's text, needle i before sentence `places[i]`: description, filler and needles, question."""
+    order = sorted(range(len(places)), key=lambda needle: places[needle])
+    parts: list[str] = []
+    start = 0
+    for place, needles in itertools.groupby(order, key=lambda needle: places[needle]):
+        parts += [" ".join(sentences[start:place]), *(document.needles[needle] for needle in needles)]
+        start = place
+    parts.append(" ".join(sentences[start:]))
+    filled = (" " if document.inline else "\n").join(part for part in parts if part)
+    return "\n".join(part for part in ((document.head + padding).strip(), filled, document.question) if part)
+
+
+def _paddings(missing: int, tokenizer: Tokenizer) -> Iterator[str]:
+    """Pieces of neutral text that have about `missing` tokens, most likely first: whole words, then pieces of words."""
+    if not 0 < missing <= MAX_PADDING:
+        return
+    text = " " + " ".join(NOISE * (1 + missing // 8))
+    by_word = [text[:end] for end in range(2, len(text) + 1) if end == len(text) or text[end] == " "]
+    by_letter = [text[:end].rstrip().ljust(end, ".") for end in range(2, min(len(text), 12 * missing + 24))]
+    for candidates in (by_word, by_letter, [".", "..", "..."]):
+        costs = [count - 1 for count in tokenizer.count(["." + candidate for candidate in candidates])]
+        ranked = sorted(range(len(candidates)), key=lambda i: (abs(costs[i] - missing), i))
+        yield from (candidates[i] for i in ranked[:16] if abs(costs[i] - missing) <= 4)
+
+
+def _count_in_context(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text as it stands after a sentence and a space (tokenizers mark the beginning of a text in their own ways)."""
+    before = NOISE[0]
+    first, *counts = tokenizer.count([before, *(f"{before} {text}" for text in texts)])
+    return [max(0, count - first) for count in counts]

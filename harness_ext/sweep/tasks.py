@@ -1,0 +1,271 @@
+"""What lm_eval calls: a task class that reads top to bottom as a sweep does.
+
+check the YAML → know the model → plan lengths → build prompts → (lm_eval runs them) → score → one metric a length.
+
+A class and not a plain YAML task, since only a class is told about `--limit`, the chat template and the process's rank
+before prompts are built, and all three change what a prompt of exactly L tokens is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import Task as HostTask
+from lm_eval.config.task import TaskConfig
+
+from harness_ext.cells import Length
+from harness_ext.errors import HaystackError, LengthError, TaskFileError
+from harness_ext.model_view import ModelView
+from harness_ext.sweep.fit import Filler, Fitted, fit
+from harness_ext.sweep.frame import Frame
+from harness_ext.sweep.haystack import open_haystack
+from harness_ext.sweep.lengths import order_cells, plan_lengths
+from harness_ext.sweep.needle import Document, Facts, build_document, draw_distractors, draw_facts, draw_values
+from harness_ext.sweep.scoring import copy_similarity, score_copy, score_retrieval
+from harness_ext.sweep.seeds import generator
+from harness_ext.sweep.spec import parse_spec
+from harness_ext.sweep.values import parse_kind
+
+log = logging.getLogger(__name__)
+
+Doc = dict[str, Any]
+"""A prompt's record in the sample log. It holds what regenerates the prompt, not the prompt, which is in `arguments`."""
+
+
+class ExtrapolateTask(HostTask):
+    """A task of this package, as its YAML file states it. In YAML: `class: !function harness_ext.Task`."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        # Not HostTask's own, which would look for a dataset.
+        metadata = dict(config.get("metadata") or {})
+        self.VERSION = metadata.pop("version", 0)
+        self.file = str(metadata.get("config_source", "task"))
+        self.spec = spec = parse_spec(config, file=self.file, overrides=metadata)
+        self.OUTPUT_TYPE = spec.output_type
+        self._config = TaskConfig(
+            task=spec.task,
+            task_alias=config.get("task_alias"),
+            output_type=spec.output_type,
+            num_fewshot=0,
+            generation_kwargs={"until": ["\n\n"], "do_sample": False, "max_gen_toks": spec.max_gen_toks}
+            if spec.output_type == "generate_until"
+            else None,
+            metadata={**metadata, "version": self.VERSION},
+        )
+        self.haystack = open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken))
+        self._values = draw_values(spec, self._rng("values"), taken=lambda value: value in self.haystack.source)
+        self._facts: list[Facts] = []
+        self._instances: list[Instance] = []
+        self._answers: dict[int, str] = {}
+        self.bind(None)
+
+    def bind(self, lm: Any) -> None:
+        """Tells the task which model its prompts are for; called before anything is planned or built.
+
+        `lm` is lm_eval's model object, or None: then the model is known by the names in `--model_args` and `--metadata`.
+        """
+        self._view = ModelView(lm, self.config.metadata or {})
+        self._lengths: list[Length] = []
+        self._docs: list[Doc] = []
+
+    @property
+    def lengths(self) -> list[Length]:
+        """The sweep for the bound model, shortest first. Raises LengthError where no length of it can be run."""
+        if not self._lengths:
+            lengths = plan_lengths(self.spec, self._view.trained_length, self._view.limits)
+            for length in lengths:
+                if length.outcome != "measured":
+                    log.warning("%s: left out %s tokens, %s: %s", self.spec.task, length.label, length.outcome, length.reason)
+            if all(length.outcome != "measured" for length in lengths):
+                raise LengthError(f"{self.spec.task}: no length can be run: {lengths[0].reason}")
+            self._lengths = lengths
+        return self._lengths
+
+    @property
+    def measured(self) -> list[Length]:
+        """The lengths that are run."""
+        return [length for length in self.lengths if length.outcome == "measured"]
+
+    @property
+    def eval_docs(self) -> list[Doc]:
+        """One record for each prompt, in an order of which every beginning is balanced (`--limit`)."""
+        if not self._docs:
+            lengths, spec = self.measured, self.spec
+            self._docs = [
+                {
+                    "length": lengths[length].tokens,
+                    "multiple": lengths[length].multiple,
+                    "depth": spec.depths[depth],
+                    "sample": sample,
+                    "seed": spec.seed,
+                }
+                for length, depth, sample in order_cells(len(lengths), len(spec.depths), spec.samples)
+            ]
+        return self._docs
+
+    def doc_iterator(
+        self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: list[int] | None = None
+    ) -> Iterator[tuple[int, Doc]]:
+        """This process's share: whole rounds of all lengths, so that every process has as much to do as any other."""
+        if samples:
+            return super().doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples)
+        lengths = len(self.measured)
+        total = min(limit or len(self.eval_docs), len(self.eval_docs))
+        if world_size > 1 and total < lengths * world_size:
+            raise LengthError(
+                f"{self.spec.task}: {total} prompts of {lengths} lengths leave some of {world_size} processes without one; "
+                f"ask for at least {lengths * world_size} (--limit), or for fewer processes"
+            )
+        docs = enumerate(itertools.islice(self.eval_docs, total))
+        return ((doc_id, doc) for doc_id, doc in docs if doc_id // lengths % world_size == rank)
+
+    def build_all_requests(
+        self,
+        *,
+        limit: int | None = None,
+        samples: list[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        chat_template: Callable[..., str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Builds this process's prompts. lm_eval's own request cache is left aside: its key knows no lengths."""
+        frame = Frame(
+            view=self._view,
+            chat_template=chat_template if apply_chat_template else None,
+            system=system_instruction,
+            generation=self.config.generation_kwargs,
+        )
+        docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
+        log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
+        getattr(self._view.lm, "lift", lambda tokens: None)(max(doc["length"] for _, doc in docs))
+        fillers: dict[int, Filler] = {}
+        self._instances = []
+        for doc_id, doc in docs:
+            sample = doc["sample"]
+            facts = self._draw_facts(sample)
+            if sample not in fillers:
+                fillers[sample] = Filler(self._draw_sentences(sample, facts), frame)
+            document = build_document(self.spec, facts, doc["depth"], self._rng("depths", sample, doc["depth"]))
+            fitted = self._fit(document, fillers[sample], doc["length"], frame)
+            doc |= {
+                "depth_realised": fitted.depths[document.target],
+                "prompt_tokens": fitted.prompt_tokens,
+                "answer": document.answer,
+                "values": list(facts.values),
+            }
+            self._instances.append(
+                self.construct_requests(doc, frame.arguments(fitted.body, document), metadata=(self.spec.task, doc_id, 1))
+            )
+
+    def construct_requests(self, doc: Doc, ctx: tuple[str, Any], **options: Any) -> Instance:
+        """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
+        return Instance(request_type=self.spec.output_type, doc=doc, arguments=ctx, idx=0, metadata=options["metadata"])
+
+    def apply_filters(self) -> None:
+        """Scores each answer: the verdict is what lm_eval's sample log shows as the filtered response."""
+        for instance in self._instances:
+            answer = instance.resps[0]
+            instance.filtered_resps["none"] = self._score(instance.doc, answer)
+            self._answers[id(instance.doc)] = answer
+
+    def process_results(self, doc: Doc, results: list[Any]) -> dict[str, float]:
+        """One metric for each length, so that lm_eval's table is the curve."""
+        at = self._at(doc["length"])
+        scores = {f"exact{at}": float(results[0] == "exact")}
+        if self.OUTPUT_TYPE == "generate_until":
+            scores[f"lenient{at}"] = float(results[0] in ("exact", "lenient"))
+        if self.OUTPUT_TYPE == "generate_until" and self.spec.score == "copy":
+            scores[f"similarity{at}"] = copy_similarity(self._answers[id(doc)], doc["answer"])
+        return scores
+
+    def aggregation(self) -> dict[str, Any]:
+        """The mean of each metric: lm_eval knows its standard error."""
+        return dict.fromkeys(self._metric_names(), mean)
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Always."""
+        return dict.fromkeys(self._metric_names(), True)
+
+    def dump_config(self) -> dict[str, Any]:
+        """The task as it ran, for lm_eval's results file: what was asked, what was planned, what was left out and why."""
+        trained = self._view.trained_length
+        return {
+            **super().dump_config(),
+            **dataclasses.asdict(self.spec),
+            "haystack": self.haystack.name,
+            "trained_length": trained and {"tokens": trained.tokens, "source": trained.source},
+            "lengths": [
+                {"length": length.tokens, "multiple": length.multiple, "outcome": length.outcome, "reason": length.reason}
+                for length in self.lengths
+            ],
+        }
+
+    def has_training_docs(self) -> bool:
+        return False
+
+    def has_validation_docs(self) -> bool:
+        return False
+
+    def has_test_docs(self) -> bool:
+        return True
+
+    def doc_to_text(self, doc: Doc) -> str:
+        """The prompt is in the request's arguments; here, what it asks."""
+        return self.spec.question
+
+    def doc_to_target(self, doc: Doc) -> str:
+        return str(doc["answer"])
+
+    def _rng(self, *purpose: str | int | float) -> random.Random:
+        return generator(self.spec.task, self.spec.seed, *purpose)
+
+    def _draw_facts(self, sample: int) -> Facts:
+        try:
+            while len(self._facts) <= sample:
+                self._facts.append(draw_facts(self.spec, self._values, self._rng("keys", len(self._facts))))
+        except LookupError as error:
+            raise TaskFileError(f"{self.file}: field 'value': {self.spec.value} admits only {error}; ask for wider values") from None
+        return self._facts[sample]
+
+    def _draw_sentences(self, sample: int, facts: Facts) -> Iterator[str]:
+        asked = {text for pair in facts.pairs for text in pair}
+        return self.haystack.sentences(self._rng("haystack", sample), lambda text: text in asked)
+
+    def _fit(self, document: Document, filler: Filler, length: int, frame: Frame) -> Fitted:
+        try:
+            fitted = fit(document, filler, length, frame)
+        except LengthError as error:
+            raise LengthError(f"{self.spec.task}: {error}") from None
+        outside = fitted.body
+        for needle in document.needles:
+            outside = outside.replace(needle, "", 1)
+        if document.answer in outside:
+            raise HaystackError(f"{self.spec.task}: the answer {document.answer!r} stands in the filler; give another haystack")
+        return fitted
+
+    def _score(self, doc: Doc, answer: Any) -> str:
+        if self.OUTPUT_TYPE == "loglikelihood":
+            return "exact" if answer[1] else "missed"
+        if self.spec.score == "copy":
+            return score_copy(answer, doc["answer"])
+        return score_retrieval(answer, doc["values"], parse_kind(self.spec.value)[0])
+
+    def _at(self, tokens: int) -> str:
+        """`@    512 (2x)`: of one width, since lm_eval sorts metrics by name."""
+        label = next(length.label for length in self.lengths if length.tokens == tokens)
+        number, _, multiple = label.partition(" ")
+        return f"@{number:>8}" + (f" {multiple}" if multiple else "")
+
+    def _metric_names(self) -> list[str]:
+        kinds = ["exact"] if self.OUTPUT_TYPE == "loglikelihood" else ["exact", "lenient", "similarity"]
+        return [f"{kind}{self._at(length.tokens)}" for kind in kinds for length in self.measured]
