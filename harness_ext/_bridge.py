@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,15 @@ log = logging.getLogger(__name__)
 LAST_WITHOUT_PLUGINS = (0, 4, 13)
 """The last lm_eval that does not read the entry-point group `lm_eval.models` by itself."""
 CLASS = "harness_ext.Task"
+OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
+"""A task file of ours, even where it cannot be read as YAML."""
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
 
 
 class _Unnamed(str):
     """lm_eval's default model, where the user named none; to everybody else it is the same string."""
+
+    __slots__ = ()
 
 
 def tasks_dir() -> Path:
@@ -81,7 +86,7 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
             task.bind(arguments["lm"])
         return wrapped(*args, **kwargs)
 
-    evaluator.evaluate = evaluate
+    evaluator.evaluate = evaluate  # type: ignore[attr-defined]
 
 
 def prepare_command_line(module: ModuleType) -> None:
@@ -108,7 +113,9 @@ def prepare_command_line(module: ModuleType) -> None:
             manager.load([task])  # each checks itself, its haystack and what --metadata says
         if len(ours) == len(self.tasks) and isinstance(self.model, _Unnamed):
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
-            log.warning("No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"])
+            log.warning(
+                "No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"]
+            )
         return manager
 
     config.from_cli, config.process_tasks = from_cli_here, process_tasks_here
@@ -134,7 +141,7 @@ def check_task_files(path: Path) -> None:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             continue
-        if CLASS in text:
+        if OURS.search(text):
             _check_task_file(file, text)
 
 
@@ -144,22 +151,25 @@ def _check_task_file(file: Path, text: str) -> None:
 
     Loader.add_constructor("!function", lambda loader, node: node.value)
     try:
-        config = yaml.load(text, Loader=Loader)  # noqa: S506 (a SafeLoader)
+        config = yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise TaskFileError(f"{file}: line {line} is not YAML: {error.problem}; quote a text that holds a colon or a brace") from None
+        raise TaskFileError(
+            f"{file}: line {line} is not YAML: {error.problem}; quote a text that holds a colon or a brace"
+        ) from None
     except yaml.YAMLError as error:
         raise TaskFileError(f"{file} is not YAML: {error}") from None
     if not isinstance(config, dict):
         raise TaskFileError(f"{file}: found {type(config).__name__}; expected fields, each `name: value`")
     if not isinstance(config.get("task"), str):
         raise TaskFileError(f"{file}: field 'task': found {config.get('task')!r}; expected the task's name")
+    if "include" in config:
+        return  # the rest of its fields stand elsewhere; it is checked when it is loaded
     if config.get("class") != CLASS:
         raise TaskFileError(f"{file}: field 'class': found {config.get('class')!r}; expected !function {CLASS}")
-    if "include" not in config:
-        from harness_ext.sweep.spec import parse_spec
+    from harness_ext.sweep.spec import parse_spec
 
-        parse_spec(config, file=str(file), overrides={})
+    parse_spec(config, file=str(file), overrides={})
 
 
 def _is_ours(task: Any, manager: Any) -> bool:

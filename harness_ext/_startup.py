@@ -8,6 +8,14 @@ HARNESS_EXT_DISABLE=1 switches it off. Why this way, and what was tried: docs/de
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
 HOOKS = {
     "lm_eval.tasks.manager": "find_tasks",
     "lm_eval.models": "register_models",
@@ -21,17 +29,19 @@ HOOKS = {
 class _Loader:
     """The module's own loader, and then the bridge."""
 
-    def __init__(self, loader, function):  # type: ignore[no-untyped-def]
+    def __init__(self, loader: "Loader", function: str) -> None:
         self._loader, self._function = loader, function
 
-    def __getattr__(self, name):  # type: ignore[no-untyped-def]
+    def __getattr__(self, name: str) -> "Any":
         return getattr(self._loader, name)
 
-    def create_module(self, spec):  # type: ignore[no-untyped-def]
+    def create_module(self, spec: "ModuleSpec") -> "ModuleType | None":
         return self._loader.create_module(spec)
 
-    def exec_module(self, module):  # type: ignore[no-untyped-def]
-        module.__spec__.loader = module.__loader__ = self._loader
+    def exec_module(self, module: "ModuleType") -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         _complete(module, self._function)
 
@@ -39,7 +49,7 @@ class _Loader:
 class _Finder:
     """Finds nothing itself: asks the other finders, and wraps the loader of a module that is waited for."""
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "ModuleSpec | None":
         function = HOOKS.get(name)
         if function is None:
             return None
@@ -49,27 +59,27 @@ class _Finder:
             spec = finder.find_spec(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, function)
+                    spec.loader = _Loader(spec.loader, function)  # type: ignore[assignment]
                 return spec
         return None
 
 
-def install():  # type: ignore[no-untyped-def]
+def install() -> None:
     """Puts the hook in place, once; completes what is imported already. HARNESS_EXT_DISABLE=1 makes it do nothing."""
     if os.environ.get("HARNESS_EXT_DISABLE") or installed():
         return
-    sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder())
     for name, function in HOOKS.items():
         if name in sys.modules:
             _complete(sys.modules[name], function)
 
 
-def installed():  # type: ignore[no-untyped-def]
+def installed() -> bool:
     """Whether the hook is in place in this process."""
     return any(type(finder).__name__ == "_Finder" and type(finder).__module__ == __name__ for finder in sys.meta_path)
 
 
-def _complete(module, function):  # type: ignore[no-untyped-def]
+def _complete(module: "ModuleType", function: str) -> None:
     try:
         from harness_ext import _bridge
 

@@ -91,5 +91,7 @@ def _rope_originals(parameters: Any) -> list[tuple[str, Any]]:
     if not isinstance(parameters, Mapping):
         return []
     field = "original_max_position_embeddings"
-    nested = [(f"rope_parameters.{name}.{field}", value.get(field)) for name, value in parameters.items() if isinstance(value, Mapping)]
+    nested = [
+        (f"rope_parameters.{name}.{field}", value.get(field)) for name, value in parameters.items() if isinstance(value, Mapping)
+    ]
     return [(f"rope_parameters.{field}", parameters.get(field)), *nested]

@@ -105,7 +105,9 @@ def dense_needles(spec: TaskSpec, rng: random.Random, encode: Encoder, length: i
         inline=rng.random() < 0.5,
     )
     needles = sum(encode.count(document.needles))
-    pieces: list[Piece] = [(fill(document, filler_text(spec, rng, encode), rng.randint(0, max(0, length - 2 * needles - 40))), False)]
+    pieces: list[Piece] = [
+        (fill(document, filler_text(spec, rng, encode), rng.randint(0, max(0, length - 2 * needles - 40))), False)
+    ]
     questions = list(facts.pairs)
     rng.shuffle(questions)
     for key, value in questions:
@@ -152,5 +154,5 @@ def examples(rng: random.Random, encode: Encoder, length: int) -> Iterator[tuple
             new = encode(text)
             ids += new
             answer += [is_answer] * len(new)
-        ids, answer = (ids + [eos])[:length], (answer + [True])[:length]
+        ids, answer = [*ids, eos][:length], [*answer, True][:length]
         yield ids, answer

@@ -146,7 +146,12 @@ def train(scheme: str, steps: int, seed: int) -> None:
     ]
     peak = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     log = (Path(__file__).parent / "logs" / f"{scheme}.jsonl").open("w", buffering=1)
-    log.write(json.dumps({"scheme": scheme, "steps": steps, "seed": seed, "parameters": model.num_parameters(), "torch": torch.__version__}) + "\n")
+    log.write(
+        json.dumps(
+            {"scheme": scheme, "steps": steps, "seed": seed, "parameters": model.num_parameters(), "torch": torch.__version__}
+        )
+        + "\n"
+    )
     started, step = time.time(), 0
     for length, share in STAGES:
         source = batches(encode, random.Random(seed + length), length)
@@ -162,7 +167,19 @@ def train(scheme: str, steps: int, seed: int) -> None:
                 optimizer.zero_grad()
             step += 1
             if step % 50 == 0:
-                log.write(json.dumps({"step": step, "length": length, "loss": round(loss.item(), 4), "answer_loss": round(answer_loss, 4), "answer_accuracy": round(right, 4), "seconds": round(time.time() - started)}) + "\n")
+                log.write(
+                    json.dumps(
+                        {
+                            "step": step,
+                            "length": length,
+                            "loss": round(loss.item(), 4),
+                            "answer_loss": round(answer_loss, 4),
+                            "answer_accuracy": round(right, 4),
+                            "seconds": round(time.time() - started),
+                        }
+                    )
+                    + "\n"
+                )
             if step % 500 == 0:
                 log.write(json.dumps({"step": step, "exact": evaluate(model, encode, length), "at": length}) + "\n")
                 save(model, tokenizer, out)

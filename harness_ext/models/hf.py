@@ -38,7 +38,9 @@ class HFExtrapolate(HFLM):
     long as the position scheme goes. `pretrained=reference/NAME` names an embedded model. Other arguments are HFLM's.
     """
 
-    def __init__(self, pretrained: Any, *, trained_length: int | None = None, max_length: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, pretrained: Any, *, trained_length: int | None = None, max_length: int | None = None, **options: Any
+    ) -> None:
         for name, value in (("trained_length", trained_length), ("max_length", max_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ModelError(f"{name}: found {value!r}; expected a whole number of tokens from 1")
@@ -69,7 +71,9 @@ class HFExtrapolate(HFLM):
         """The position scheme's end, and the user's `max_length`."""
         hard = positions.read_hard_limit(self.model.config)
         user = self._max_length and Limit(
-            tokens=self._max_length, outcome="backend_limit", reason=f"max_length={self._max_length} was asked for; raise it or leave it out"
+            tokens=self._max_length,
+            outcome="backend_limit",
+            reason=f"max_length={self._max_length} was asked for; raise it or leave it out",
         )
         return [limit for limit in (hard, user) if limit]
 
@@ -156,12 +160,12 @@ class HFExtrapolate(HFLM):
         keep = max(width - len(row) + len(continuation) for row, (_, _, continuation) in zip(rows, requests, strict=True))
         logits = self._last_logits(tokens, keep)
         answers = []
-        for row, (_, _, continuation), scored in zip(rows, requests, logits, strict=True):
+        for row, (_, _, continuation), last in zip(rows, requests, logits, strict=True):
             end = len(row) - (width - keep)
-            scored = F.log_softmax(scored[end - len(continuation) : end].float(), dim=-1)
-            target = torch.tensor(continuation, device=scored.device)
-            likelihood = scored.gather(1, target[:, None]).sum()
-            answers.append((float(likelihood), bool((scored.argmax(-1) == target).all())))
+            scores = F.log_softmax(last[end - len(continuation) : end].float(), dim=-1)
+            target = torch.tensor(continuation, device=scores.device)
+            likelihood = scores.gather(1, target[:, None]).sum()
+            answers.append((float(likelihood), bool((scores.argmax(-1) == target).all())))
         return answers
 
     def _last_logits(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
@@ -210,7 +214,23 @@ class HFExtrapolate(HFLM):
         ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
         self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids))))
         if self._appended:
-            log.warning("the tokenizer ends each text with %r; left off, since the answer follows", self.tokenizer.decode(ids[-self._appended :]))
+            log.warning(
+                "the tokenizer ends each text with %r; left off, since the answer follows",
+                self.tokenizer.decode(ids[-self._appended :]),
+            )
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS, or what stands for it in a tokenizer that has none (HFLM cannot tokenise with such a one)."""
+        tokenizer = self.tokenizer
+        known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
+        return int(next(token for token in known if token is not None))
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What goes before an empty context."""
+        known = (self.custom_prefix_token_id, self.tokenizer.bos_token_id, self.tokenizer.cls_token_id, self.eot_token_id)
+        return int(next(token for token in known if token is not None))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """HFLM's, without the special tokens that the tokenizer puts at the end."""

@@ -84,7 +84,9 @@ class Filler:
         before = self.ends[-1]
         self.ends += itertools.accumulate((self._costs[text] for text in batch), initial=self.ends.pop())
         if self.ends[-1] == before:
-            raise LengthError(f"this tokenizer makes no token of the haystack's sentences, such as {batch[0]!r}; give another haystack")
+            raise LengthError(
+                f"this tokenizer makes no token of the haystack's sentences, such as {batch[0]!r}; give another haystack"
+            )
 
 
 def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
@@ -97,16 +99,22 @@ def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -
     if bare == length:
         return _build(document, filler, [], tokenizer)
     if bare > length:
-        raise LengthError(f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more")
-    budget, tried = length - bare, {0}
+        raise LengthError(
+            f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more"
+        )
+    budget, tried, short = length - bare, {0}, {bare: list[int]()}
     while budget not in tried and len(tried) <= ATTEMPTS:
         tried.add(budget)
-        fitted = _build(document, filler, _choose(filler, budget), tokenizer)
+        chosen = _choose(filler, budget)
+        fitted = _build(document, filler, chosen, tokenizer)
         if fitted.prompt_tokens == length:
             return fitted
+        if fitted.prompt_tokens < length:
+            short[fitted.prompt_tokens] = chosen
         budget = max(0, budget + length - fitted.prompt_tokens)
+    longest = max(short)
     for slack in SLACKS:
-        chosen = _choose(filler, max(0, budget - slack))
+        chosen = short[longest] if not slack else _choose(filler, max(0, longest - bare - slack))
         fitted = _build(document, filler, chosen, tokenizer)
         for padding in _paddings(length - fitted.prompt_tokens, tokenizer):
             fitted = _build(document, filler, chosen, tokenizer, padding)

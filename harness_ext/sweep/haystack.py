@@ -68,7 +68,7 @@ def split_sentences(text: str) -> list[str]:
     ['One.', 'Two!', 'Three is longer?', 'Four']
     """
     sentences = []
-    for piece in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n\s*\n", text):  # noqa: RUF001
+    for piece in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n\s*\n", text):
         sentence = " ".join((piece or "").split())
         while len(sentence) > MAX_SENTENCE:
             cut = sentence.rfind(" ", 1, MAX_SENTENCE)
@@ -139,7 +139,7 @@ def _read_file(path: Path) -> str:
 def _read_dataset(spec: Mapping[str, object]) -> str:
     unknown = set(spec) - {"dataset", "name", "split", "column", "data_files"}
     if unknown or "column" not in spec:
-        found = f"unknown field {sorted(unknown)[0]!r}" if unknown else "no column"
+        found = f"unknown field {min(unknown)!r}" if unknown else "no column"
         raise HaystackError(f"haystack dataset: {found}; expected dataset and column, and if need be name, split, data_files")
     import datasets  # seconds to import, and only here
 

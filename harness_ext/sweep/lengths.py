@@ -44,11 +44,7 @@ def order_cells(lengths: int, depths: int, samples: int) -> list[tuple[int, int,
     """
     spread = _spread(depths)
     block = math.lcm(lengths, depths)
-    return [
-        (i % lengths, spread[(i + i // block) % depths], sample)
-        for sample in range(samples)
-        for i in range(lengths * depths)
-    ]
+    return [(i % lengths, spread[(i + i // block) % depths], sample) for sample in range(samples) for i in range(lengths * depths)]
 
 
 def _spread(count: int) -> list[int]:

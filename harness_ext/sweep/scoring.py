@@ -41,7 +41,10 @@ def score_retrieval(answer: str, expected: Sequence[str], kind: str) -> Verdict:
         return "exact"
     if all(_has_run(answer, value) for value in expected):
         return "lenient"
-    if _is_cut_off(answer, " ".join(expected)):
+    partial = TOKEN if kind == "uuid" else _VALUE[kind]  # half a UUID is no UUID
+    if _is_cut_off(
+        answer, partial.findall(answer.casefold()), [t for value in expected for t in partial.findall(value.casefold())]
+    ):
         return "cut_off"
     return "wrong_value" if found else "no_value"
 
@@ -53,7 +56,7 @@ def score_copy(answer: str, expected: str) -> Verdict:
         return "exact"
     if _has_run(answer, expected):
         return "lenient"
-    if _is_cut_off(answer, expected):
+    if _is_cut_off(answer, found, wanted):
         return "cut_off"
     return "wrong_value" if found else "no_value"
 
@@ -93,12 +96,9 @@ def _has_run(answer: str, value: str) -> bool:
     return any(found[start : start + len(wanted)] == wanted for start in range(len(found) - len(wanted) + 1))
 
 
-def _is_cut_off(answer: str, expected: str) -> bool:
-    found, wanted = _tokens(answer), _tokens(expected)
+def _is_cut_off(answer: str, found: list[str], wanted: list[str]) -> bool:
+    """Whether the answer's end is a beginning of what is wanted, and no punctuation closes it."""
     if not found or not answer[-1:].isalnum():
         return False
-    for length in range(1, min(len(found), len(wanted)) + 1):
-        run = found[-length:]
-        if run[:-1] == wanted[: length - 1] and wanted[length - 1].startswith(run[-1]) and run != wanted:
-            return True
-    return False
+    runs = ((found[-length:], wanted[:length]) for length in range(1, min(len(found), len(wanted)) + 1))
+    return any(run[:-1] == want[:-1] and want[-1].startswith(run[-1]) and run != wanted for run, want in runs)

@@ -115,7 +115,8 @@ class ExtrapolateTask(HostTask):
     ) -> Iterator[tuple[int, Doc]]:
         """This process's share: whole rounds of all lengths, so that every process has as much to do as any other."""
         if samples:
-            return super().doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples)
+            chosen: Iterator[tuple[int, Doc]] = super().doc_iterator(rank=rank, world_size=world_size, samples=samples)
+            return chosen
         lengths = len(self.measured)
         total = min(limit or len(self.eval_docs), len(self.eval_docs))
         if world_size > 1 and total < lengths * world_size:
@@ -234,7 +235,9 @@ class ExtrapolateTask(HostTask):
             while len(self._facts) <= sample:
                 self._facts.append(draw_facts(self.spec, self._values, self._rng("keys", len(self._facts))))
         except LookupError as error:
-            raise TaskFileError(f"{self.file}: field 'value': {self.spec.value} admits only {error}; ask for wider values") from None
+            raise TaskFileError(
+                f"{self.file}: field 'value': {self.spec.value} admits only {error}; ask for wider values"
+            ) from None
         return self._facts[sample]
 
     def _draw_sentences(self, sample: int, facts: Facts) -> Iterator[str]:

@@ -1,0 +1,138 @@
+"""lm_eval, from outside: it finds us by itself, and nothing else changes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str, env: dict[str, str] | None = None, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, cwd=folder, check=False)
+
+
+def python(code: str, **env: str) -> str:
+    done = run(sys.executable, "-c", code, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def rows(table: str) -> list[tuple[int, float]]:
+    """(length, multiple) of each row of lm_eval's table."""
+    return [(int(length), float(multiple)) for length, multiple in re.findall(r"\|exact@ *(\d+) \(([\d.]+)x\) *\|", table)]
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The main use, as small as it goes: five prompts."""
+    folder = tmp_path_factory.mktemp("bare")
+    done = run(
+        str(BIN / "lm_eval"),
+        "--tasks",
+        "passkey_extrapolate",
+        "--limit",
+        "10",
+        "--output_path",
+        "out",
+        "--log_samples",
+        folder=folder,
+    )
+    return folder, done
+
+
+def test_the_bare_command_prints_a_row_for_each_length(bare: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = bare
+    assert done.returncode == 0, done.stderr
+    assert rows(done.stdout) == [(128, 0.5), (256, 1), (512, 2), (1024, 4), (2048, 8)]
+    assert "No model was named: running the embedded reference/rope" in done.stderr
+    (samples,) = folder.glob("out/*/samples_passkey_extrapolate_*.jsonl")
+    assert len(samples.read_text().splitlines()) == 10
+    assert len(list(folder.glob("out/*/results_*.json"))) == 1
+
+
+def test_a_mistake_on_the_command_line_is_one_line_before_any_weights() -> None:
+    done = run(str(BIN / "lm-eval"), "run", "--tasks", "passkey_extrapolate", "--metadata", '{"depths": [2]}')
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Initializing" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("TaskFileError: metadata: field 'depths': found [2]; expected")
+
+
+def test_python_m_lm_eval_validates_our_tasks() -> None:
+    done = run(sys.executable, "-m", "lm_eval", "validate", "--tasks", "passkey_extrapolate,niah_extrapolate,copy_extrapolate")
+    assert "All tasks found and valid" in done.stdout
+
+
+def test_accelerate_launch_finds_us() -> None:
+    done = run(
+        str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "1", "-m", "lm_eval",
+        "--model", "hf-extrapolate", "--model_args", "pretrained=reference/rope", "--tasks", "passkey_extrapolate", "--limit", "5",
+    )  # fmt: skip
+    assert len(rows(done.stdout)) == 5, done.stderr
+
+
+def test_starting_python_imports_next_to_nothing() -> None:
+    modules = python("import sys; print(*sorted(m for m in sys.modules if '.' not in m or m.startswith('harness_ext')))").split()
+    assert [name for name in modules if name.startswith("harness_ext")] == ["harness_ext", "harness_ext._startup"]
+    without = python(
+        "import sys; print(*sorted(m for m in sys.modules if '.' not in m or m.startswith('harness_ext')))", HARNESS_EXT_DISABLE="1"
+    ).split()
+    assert set(modules) == set(without)
+
+
+def test_lm_eval_without_our_tasks_imports_neither_torch_nor_our_code() -> None:
+    code = "import sys, lm_eval.tasks, lm_eval.models; lm_eval.tasks.TaskManager(include_defaults=False); print('torch' in sys.modules, 'harness_ext.sweep.tasks' in sys.modules)"
+    assert python(code) == "False False"
+
+
+def test_the_switch_takes_us_out_altogether() -> None:
+    code = (
+        "import lm_eval.tasks, lm_eval.models, lm_eval.evaluator; from lm_eval.api.registry import model_registry as m;"
+        "t = lm_eval.tasks.TaskManager(include_defaults=False); print(t.all_tasks, 'hf-extrapolate' in m, 'hf' in m, lm_eval.evaluator.evaluate.__module__)"
+    )
+    assert python(code, HARNESS_EXT_DISABLE="1") == "[] False True lm_eval.evaluator"
+
+
+def test_what_lm_eval_discovers_by_itself_is_not_added_again() -> None:
+    code = (
+        "import sys, types, lm_eval.tasks.manager as m; from harness_ext import _bridge;"
+        "seen = []; new = types.SimpleNamespace(discover_plugin_task_paths=lambda: [_bridge.tasks_dir()]);"
+        "new.TaskManager = type('T', (), {'__init__': lambda self, include_path=None: seen.append(include_path)});"
+        "_bridge.find_tasks(new); new.TaskManager(); new.discover_plugin_task_paths = list; print(seen)"
+    )
+    assert python(code) == "[None]"
+
+
+def test_a_late_install_completes_what_is_imported_already() -> None:
+    code = (
+        "import lm_eval.tasks, lm_eval.models, os; from lm_eval.api.registry import model_registry as m; print('hf-extrapolate' in m, end=' ');"
+        "del os.environ['HARNESS_EXT_DISABLE']; import harness_ext; harness_ext.install(); harness_ext.install();"
+        "print('hf-extrapolate' in m, 'passkey_extrapolate' in lm_eval.tasks.TaskManager(include_defaults=False).all_tasks)"
+    )
+    assert python(code, HARNESS_EXT_DISABLE="1") == "False True True"
+
+
+def test_the_doctor_says_whether_lm_eval_sees_us_and_what_to_type_if_not() -> None:
+    well = run(str(BIN / "harness-ext"), "doctor")
+    assert well.returncode == 0
+    assert "tasks: yes, models: yes" in well.stdout
+    ill = run(str(BIN / "harness-ext"), "doctor", env={"HARNESS_EXT_DISABLE": "1"})
+    assert ill.returncode == 1
+    assert "tasks: no, models: no" in ill.stdout
+    assert "harness_ext.install()" in ill.stdout
+
+
+def test_the_start_up_file_is_one_plain_line() -> None:
+    (installed,) = (
+        line
+        for line in python("import site; print(*site.getsitepackages(), sep='\\n')").splitlines()
+        if (Path(line) / "harness_ext.pth").is_file()
+    )
+    assert (Path(installed) / "harness_ext.pth").read_text() == "import harness_ext._startup; harness_ext._startup.install()\n"
+    assert (Path(installed) / "harness_ext.start").read_text() == "harness_ext._startup:install\n"

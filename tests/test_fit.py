@@ -1,0 +1,124 @@
+"""Prompts of exactly L tokens, over four kinds of tokenizer, counted by the tokenizer itself."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers_here import KINDS, make_tokenizer
+
+from harness_ext.errors import LengthError
+from harness_ext.model_view import ModelView
+from harness_ext.sweep.fit import Filler, Fitted, fit
+from harness_ext.sweep.frame import Frame
+from harness_ext.sweep.needle import Document, build_document
+
+TASKS = ("passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "copy")
+HAYSTACKS = ("noise", "text", "needles")
+
+
+@functools.cache
+def load(name: str, haystack: str, seed: int) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False, metadata={"haystack": haystack, "seed": seed})
+    return manager.load([f"{name}_extrapolate"])["tasks"][f"{name}_extrapolate"]
+
+
+@functools.cache
+def frame(kind: str) -> Frame:
+    return Frame(view=ModelView(None, {"tokenizer": make_tokenizer(kind)}), chat_template=None, system=None, generation=None)
+
+
+def build(kind: str, name: str, haystack: str, seed: int, depth: float, length: int) -> tuple[Document, Fitted]:
+    task = load(name, haystack, seed)
+    facts = task._draw_facts(0)
+    document = build_document(task.spec, facts, depth, task._rng("depths", 0, depth))
+    return document, fit(document, Filler(task._draw_sentences(0, facts), frame(kind)), length, frame(kind))
+
+
+@functools.cache
+def shortest(kind: str, name: str, haystack: str, seed: int) -> int:
+    with pytest.raises(LengthError, match="own text takes") as error:
+        build(kind, name, haystack, seed, 0.5, 1)
+    found = re.search(r"takes (\d+)", str(error.value))
+    assert found
+    return int(found.group(1))
+
+
+prompts = st.tuples(st.sampled_from(KINDS), st.sampled_from(TASKS), st.sampled_from(HAYSTACKS), st.integers(0, 3), st.floats(0, 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(prompts, st.integers(0, 200) | st.integers(200, 4000))
+def test_a_prompt_has_exactly_the_length_asked_for(prompt: tuple[str, str, str, int, float], extra: int) -> None:
+    kind, *_ = prompt
+    length = shortest(*prompt[:4]) + extra
+    document, fitted = build(*prompt, length)
+    whole = frame(kind).context(fitted.body, document) + f" {document.answer}"
+    assert len(make_tokenizer(kind).encode(whole)) == fitted.prompt_tokens == length
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts, st.integers(300, 3000))
+def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tuple[str, str, str, int, float], extra: int) -> None:
+    _kind, name, _haystack, _seed, depth = prompt
+    document, fitted = build(*prompt, shortest(*prompt[:4]) + extra)
+    filler = fitted.body.removeprefix(document.head).removesuffix(document.question)
+    for needle in document.needles:
+        assert filler.count(needle) == 1
+        before = filler[: filler.index(needle)].rstrip()
+        assert before == "" or before[-1] == "." or "\n" not in before[1:], "a needle stands inside a sentence"
+    for value in document.answer.replace(" and ", ", ").split(", ") if name != "copy" else [document.answer]:
+        outside = functools.reduce(lambda text, needle: text.replace(needle, ""), document.needles, fitted.body)
+        assert value not in outside
+    longest = max(len(sentence) for sentence in re.split(r"(?<=\.)\s", filler))
+    assert abs(fitted.depths[document.target] - depth) <= 2 * longest / max(1, len(filler) - sum(map(len, document.needles)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_of_32768_tokens_is_exact(kind: str) -> None:
+    document, fitted = build(kind, "passkey", "text", 0, 0.5, 32768)
+    whole = frame(kind).context(fitted.body, document) + f" {document.answer}"
+    assert len(make_tokenizer(kind).encode(whole)) == 32768
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts, st.integers(0, 600))
+def test_the_same_seed_gives_the_same_bytes_whatever_was_built_before(prompt: tuple[str, str, str, int, float], extra: int) -> None:
+    length = shortest(*prompt[:4]) + extra
+    first = build(*prompt, length)[1].body
+    load.cache_clear()
+    task = load(*prompt[1:4])
+    for index in range(3):
+        task._draw_facts(index)
+    assert build(*prompt, length)[1].body == first
+
+
+def test_whole_sentences_make_up_the_length_where_they_can() -> None:
+    document, fitted = build("bpe", "passkey", "noise", 0, 0.5, 700)
+    sentences = {"The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again."}
+    filler = fitted.body.removeprefix(document.head).removesuffix(document.question).replace(document.needles[0], "")
+    assert set(re.split(r"(?<=\.)\s+", filler.strip())) == sentences
+
+
+class OddTokenizer:
+    """Counts every text as an even number of tokens."""
+
+    def count(self, texts: list[str]) -> list[int]:
+        return [2 * len(text) for text in texts]
+
+    def count_prompt(self, body: str, document: Document) -> int:
+        return 2 * len(body)
+
+
+def test_a_length_that_a_tokenizer_cannot_hit_is_an_error_and_not_a_shorter_prompt() -> None:
+    task = load("passkey", "noise", 0)
+    facts = task._draw_facts(0)
+    document = build_document(task.spec, facts, 0.5, task._rng("depths"))
+    with pytest.raises(LengthError, match="no prompt of exactly 2001 tokens"):
+        fit(document, Filler(task._draw_sentences(0, facts), OddTokenizer()), 2001, OddTokenizer())
