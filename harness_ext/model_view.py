@@ -14,6 +14,7 @@ from typing import Any
 from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength
 from harness_ext.errors import ModelError, PromptTooLongError
+from harness_ext.token_count import TokenCount
 
 REFERENCE = "reference/"
 SHORTER_BY = {"VLLM": 1}
@@ -68,25 +69,28 @@ class ModelView:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself, without special tokens."""
-        return [len(ids) for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+        return self._counts.each(texts)
 
     def count_scored(self, context: str, answer: str) -> int:
         """Tokens of a context and the answer scored after it, as the model splits them."""
-        if self._tokenizes:
-            context_ids, answer_ids = self.lm._encode_pair(context, answer)
-            return len(context_ids) + len(answer_ids)
-        return len(self._tokenizer.encode(context + answer))
+        if self._tokenizes and getattr(self.lm, "backend", "causal") != "causal":
+            return sum(map(len, self.lm._encode_pair(context, answer)))
+        encode = self.lm.tok_encode if self._tokenizes else self._tokenizer.encode
+        return self._counts.whole(context + answer, lambda text: len(encode(text)))
 
     def count_generated(self, context: str, budget: int) -> int:
         """Tokens of a context and the most that may be generated after it."""
         if isinstance(context, tuple):  # lm_eval's JsonChatStr: the messages that a chat server will lay out itself
             messages = json.loads(context[0])
             return len(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)) + budget
-        if not self._tokenizes:
-            return len(self._tokenizer.encode(context)) + budget
-        if callable(getattr(self.lm, "tok_batch_encode", None)) and getattr(self.lm, "AUTO_MODEL_CLASS", None) is not None:
-            return int(self.lm.tok_batch_encode([context])[0].shape[1]) + budget
-        return len(self.lm.tok_encode(context)) + budget
+        encode = self.lm.tok_encode if self._tokenizes else self._tokenizer.encode
+        if self._tokenizes and isinstance(getattr(self.lm, "AUTO_MODEL_CLASS", None), type):  # HFLM tokenises batches its own way
+            return self._counts.whole(context, lambda text: int(self.lm.tok_batch_encode([text])[0].shape[1])) + budget
+        return self._counts.whole(context, lambda text: len(encode(text))) + budget
+
+    @cached_property
+    def _counts(self) -> TokenCount:
+        return TokenCount(self._tokenizer)
 
     @cached_property
     def _tokenizer(self) -> Any:

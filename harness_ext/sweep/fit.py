@@ -95,14 +95,14 @@ def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -
     Raises LengthError where `length` is too short for the document's own text, or where this tokenizer admits no prompt of
     exactly that length.
     """
-    bare = _build(document, filler, [], tokenizer).prompt_tokens
+    bare = _build(document, filler, NOTHING, tokenizer).prompt_tokens
     if bare == length:
-        return _build(document, filler, [], tokenizer)
+        return _build(document, filler, NOTHING, tokenizer)
     if bare > length:
         raise LengthError(
             f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more"
         )
-    budget, tried, short = length - bare, {0}, {bare: list[int]()}
+    budget, tried, short = length - bare, {0}, {bare: NOTHING}
     while budget not in tried and len(tried) <= ATTEMPTS:
         tried.add(budget)
         chosen = _choose(filler, budget)
@@ -123,8 +123,19 @@ def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -
     raise LengthError(f"no prompt of exactly {length} tokens could be made with this tokenizer; ask for another length")
 
 
-def _choose(filler: Filler, budget: int) -> list[int]:
-    """Indices of sentences that together have `budget` tokens, or as near below as whole sentences come.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Sentences of a filler: the first `lead` of them, then those at the indices `tail`."""
+
+    lead: int
+    tail: tuple[int, ...] = ()
+
+
+NOTHING = Choice(0)
+
+
+def _choose(filler: Filler, budget: int) -> Choice:
+    """Sentences that together have `budget` tokens, or as near below as whole sentences come.
 
     All leading ones, but for the last few, which are chosen so that the sum comes out.
     """
@@ -132,8 +143,8 @@ def _choose(filler: Filler, budget: int) -> list[int]:
     for start in range(lead, max(-1, lead - CHANGE), -1):
         picked = _make_change(filler, start, budget - filler.ends[start])
         if picked is not None:
-            return [*range(start), *picked]
-    return list(range(lead))
+            return Choice(start, tuple(picked))
+    return Choice(lead)
 
 
 def _make_change(filler: Filler, start: int, amount: int) -> list[int] | None:
@@ -155,10 +166,12 @@ def _make_change(filler: Filler, start: int, amount: int) -> list[int] | None:
     return picked[::-1]
 
 
-def _build(document: Document, filler: Filler, chosen: list[int], tokenizer: Tokenizer, padding: str = "") -> Fitted:
-    ends = [0, *itertools.accumulate(filler.cost(index) for index in chosen)]
+def _build(document: Document, filler: Filler, choice: Choice, tokenizer: Tokenizer, padding: str = "") -> Fitted:
+    ends = filler.ends[: choice.lead + 1]
+    ends += itertools.accumulate(map(filler.cost, choice.tail), initial=ends.pop())
+    sentences = filler.texts[: choice.lead] + [filler.texts[index] for index in choice.tail]
     places = [_nearest(ends, depth * ends[-1]) for depth in document.depths]
-    body = _assemble(document, [filler.texts[index] for index in chosen], places, padding)
+    body = _assemble(document, sentences, places, padding)
     return Fitted(
         body=body,
         depths=tuple(ends[place] / ends[-1] if ends[-1] else 0.0 for place in places),

@@ -1,0 +1,74 @@
+"""A count put together from sentences is the count of the whole text, for every tokenizer, or it is not put together."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers_here import KINDS, corpus, make_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from harness_ext.token_count import TokenCount
+
+ODD = ("merges across sentences", "one piece", "digits", "normalised")
+
+
+@functools.cache
+def odd_tokenizer(kind: str) -> Any:
+    """Tokenizers that do something at the seam between two sentences."""
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.decoder = decoders.ByteLevel()
+    if kind == "one piece":
+        made.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    if kind == "digits":
+        made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation()])
+    if kind == "normalised":
+        made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(". ", "."), normalizers.Lowercase()])
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=["<unk>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    made.train_from_iterator([". ".join(corpus()[i : i + 3]) for i in range(0, 900, 3)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@functools.cache
+def count(kind: str) -> TokenCount:
+    return TokenCount(make_tokenizer(kind) if kind in KINDS else odd_tokenizer(kind))
+
+
+sentence = st.sampled_from([
+    "The sky is blue.", " There and back again.", " Here we go. ", "  Two spaces.", "\nA line.", "...", ". ", " 3.14 is. 7.", "e.g. this", " Ünïcödé. ",
+    " 你好。", "?! ", "<eos>. ", " …", ".\u00a0Nobody", " the the.", "\0", ". .",
+])  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from((*KINDS, *ODD)), st.lists(sentence, min_size=1, max_size=12).map("".join))
+def test_the_count_is_that_of_the_whole_text(kind: str, text: str) -> None:
+    tokenizer = count(kind).tokenizer
+    assert count(kind).whole(text, lambda whole: len(tokenizer.encode(whole))) == len(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "wordpiece"])
+def test_a_sentence_is_tokenised_once(kind: str) -> None:
+    tokenizer, counted = make_tokenizer(kind), []
+
+    def encode(text: str) -> int:
+        counted.append(text)
+        return len(tokenizer.encode(text))
+
+    here = TokenCount(tokenizer)
+    text = " ".join(corpus()[:500])
+    assert here.whole(text, encode) == len(tokenizer.encode(text))
+    assert sum(map(len, counted)) < len(text) / 100
+
+
+@pytest.mark.parametrize("kind", ["merges across sentences", "one piece"])
+def test_a_tokenizer_that_does_not_cut_there_is_given_the_whole_text(kind: str) -> None:
+    counted: list[str] = []
+    text = " ".join(corpus()[:5])
+    TokenCount(odd_tokenizer(kind)).whole(text, lambda whole: counted.append(whole) or 0)
+    assert counted == [text]
