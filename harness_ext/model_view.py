@@ -67,6 +67,15 @@ class ModelView:
             )
         ]
 
+    def check_files(self) -> None:
+        """Raises ModelError where the model that `--model_args` names has no config or no tokenizer that can be read."""
+        if self._config is None:
+            raise ModelError(
+                f"model {self.metadata.get('pretrained')!r} was asked for, but its config cannot be read; "
+                "give a folder with a config.json, a model's name on the hub, or reference/rope"
+            )
+        self.count(["a"])
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself, without special tokens."""
         return self._counts.each(texts)

@@ -136,3 +136,20 @@ def test_the_start_up_file_is_one_plain_line() -> None:
     )
     assert (Path(installed) / "harness_ext.pth").read_text() == "import harness_ext._startup; harness_ext._startup.install()\n"
     assert (Path(installed) / "harness_ext.start").read_text() == "harness_ext._startup:install\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "hf-extrapolate", "--model_args", "pretrained=nowhere/at-all"), "ModelError: model 'nowhere/at-all' was asked for"),
+        (("--metadata", '{"lengths": [20]}'), "LengthError: passkey_extrapolate: a prompt of 20 tokens was asked for, but this task's own text"),
+        (("--metadata", '{"haystack": "nowhere.txt"}'), "HaystackError: haystack: asked for the file 'nowhere.txt', which is not there"),
+    ],
+)
+def test_what_can_be_known_before_the_weights_load_is_said_before(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = run(str(BIN / "lm_eval"), "--tasks", "passkey_extrapolate", "--output_path", "out", *arguments, folder=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Initializing" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(message)
+    assert not (tmp_path / "out").exists()

@@ -140,33 +140,35 @@ class ExtrapolateTask(HostTask):
         **_: Any,
     ) -> None:
         """Builds this process's prompts. lm_eval's own request cache is left aside: its key knows no lengths."""
-        frame = Frame(
-            view=self._view,
-            chat_template=chat_template if apply_chat_template else None,
-            system=system_instruction,
-            generation=self.config.generation_kwargs,
-        )
+        template = chat_template if apply_chat_template else None
+        frame = Frame(view=self._view, chat_template=template, system=system_instruction, generation=self.config.generation_kwargs)
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
         log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
         getattr(self._view.lm, "lift", lambda tokens: None)(max(doc["length"] for _, doc in docs))
         fillers: dict[int, Filler] = {}
         self._instances = []
         for doc_id, doc in docs:
-            sample = doc["sample"]
-            facts = self._draw_facts(sample)
-            if sample not in fillers:
-                fillers[sample] = Filler(self._draw_sentences(sample, facts), frame)
-            document = build_document(self.spec, facts, doc["depth"], self._rng("depths", sample, doc["depth"]))
-            fitted = self._fit(document, fillers[sample], doc["length"], frame)
+            document, fitted = self._build_prompt(doc["sample"], doc["depth"], doc["length"], frame, fillers)
             doc |= {
                 "depth_realised": fitted.depths[document.target],
                 "prompt_tokens": fitted.prompt_tokens,
                 "answer": document.answer,
-                "values": list(facts.values),
+                "values": list(self._draw_facts(doc["sample"]).values),
             }
             self._instances.append(
                 self.construct_requests(doc, frame.arguments(fitted.body, document), metadata=(self.spec.task, doc_id, 1))
             )
+
+    def check(self) -> None:
+        """Builds the shortest prompt from the names in `--model_args` alone, without a model.
+
+        Raises what would otherwise be raised after the weights have loaded: ModelError for a model or tokenizer that cannot be
+        read, LengthError for a length that is too short.
+        """
+        self._view.check_files()
+        shortest = plan_lengths(self.spec, self._view.trained_length, [])[0]
+        frame = Frame(view=self._view, chat_template=None, system=None, generation=self.config.generation_kwargs)
+        self._build_prompt(0, self.spec.depths[0], shortest.tokens, frame, {})
 
     def construct_requests(self, doc: Doc, ctx: tuple[str, Any], **options: Any) -> Instance:
         """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
@@ -244,9 +246,16 @@ class ExtrapolateTask(HostTask):
         asked = {text for pair in facts.pairs for text in pair}
         return self.haystack.sentences(self._rng("haystack", sample), lambda text: text in asked)
 
-    def _fit(self, document: Document, filler: Filler, length: int, frame: Frame) -> Fitted:
+    def _build_prompt(
+        self, sample: int, depth: float, length: int, frame: Frame, fillers: dict[int, Filler]
+    ) -> tuple[Document, Fitted]:
+        """One prompt. `fillers` keeps each sample's haystack for its next prompt."""
+        facts = self._draw_facts(sample)
+        if sample not in fillers:
+            fillers[sample] = Filler(self._draw_sentences(sample, facts), frame)
+        document = build_document(self.spec, facts, depth, self._rng("depths", sample, depth))
         try:
-            fitted = fit(document, filler, length, frame)
+            fitted = fit(document, fillers[sample], length, frame)
         except LengthError as error:
             raise LengthError(f"{self.spec.task}: {error}") from None
         outside = fitted.body
@@ -254,7 +263,7 @@ class ExtrapolateTask(HostTask):
             outside = outside.replace(needle, "", 1)
         if document.answer in outside:
             raise HaystackError(f"{self.spec.task}: the answer {document.answer!r} stands in the filler; give another haystack")
-        return fitted
+        return document, fitted
 
     def _score(self, doc: Doc, answer: Any) -> str:
         if self.OUTPUT_TYPE == "loglikelihood":
