@@ -43,7 +43,14 @@ def build_ours(tokenizer: Any, length: int, samples: int) -> list[int]:
     """The lengths of `niah_single_extrapolate` over noise, through the task as lm_eval drives it."""
     from lm_eval.tasks import TaskManager
 
-    metadata = {"tokenizer": tokenizer, "lengths": [length], "depths": 10, "samples": -(-samples // 10), "haystack": "noise", "max_length": length}
+    metadata = {
+        "tokenizer": tokenizer,
+        "lengths": [length],
+        "depths": 10,
+        "samples": -(-samples // 10),
+        "haystack": "noise",
+        "max_length": length,
+    }
     name = "niah_single_extrapolate"
     task = TaskManager(include_defaults=False, metadata=metadata).load([name])["tasks"][name]
     task.build_all_requests(limit=samples)

@@ -113,7 +113,9 @@ def prepare_command_line(module: ModuleType) -> None:
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
             self.metadata = manager.metadata = self.model_args | (self.metadata or {})
             manager._factory._meta = self.metadata
-            log.warning("No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"])
+            log.warning(
+                "No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"]
+            )
         for task in ours:
             for loaded in manager.load([task])["tasks"].values():  # each checks its fields, its haystack and what --metadata says
                 if str(self.model).startswith("hf") and not self.apply_chat_template:

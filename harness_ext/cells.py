@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["measured", "hard_limit", "backend_limit", "out_of_memory", "interrupted"]
-"""What became of a cell. One that was not measured has no score: not 0, not −1, and it enters no mean."""
+Outcome = Literal["measured", "hard_limit", "backend_limit", "out_of_memory", "interrupted", "too_short"]
+"""What became of a cell. One that was not measured has no score: not 0, not −1, and it enters no mean. `too_short`: the
+task's own text does not fit (only where nobody asked for that length; otherwise it is an error)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

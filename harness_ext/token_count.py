@@ -66,5 +66,7 @@ class TokenCount:
             before, after = normalizer.normalize_str(before), normalizer.normalize_str(after)
             if joined != before + after:
                 return False
-        pieces = [[piece for piece, _ in self._fast.pre_tokenizer.pre_tokenize_str(text)] for text in (before, after, before + after)]
+        pieces = [
+            [piece for piece, _ in self._fast.pre_tokenizer.pre_tokenize_str(text)] for text in (before, after, before + after)
+        ]
         return pieces[0] + pieces[1] == pieces[2]

@@ -141,9 +141,18 @@ def test_the_start_up_file_is_one_plain_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "hf-extrapolate", "--model_args", "pretrained=nowhere/at-all"), "ModelError: model 'nowhere/at-all' was asked for"),
-        (("--metadata", '{"lengths": [20]}'), "LengthError: passkey_extrapolate: a prompt of 20 tokens was asked for, but this task's own text"),
-        (("--metadata", '{"haystack": "nowhere.txt"}'), "HaystackError: haystack: asked for the file 'nowhere.txt', which is not there"),
+        (
+            ("--model", "hf-extrapolate", "--model_args", "pretrained=nowhere/at-all"),
+            "ModelError: model 'nowhere/at-all' was asked for",
+        ),
+        (
+            ("--metadata", '{"lengths": [20]}'),
+            "LengthError: passkey_extrapolate: a prompt of 20 tokens was asked for, but this task's own text",
+        ),
+        (
+            ("--metadata", '{"haystack": "nowhere.txt"}'),
+            "HaystackError: haystack: asked for the file 'nowhere.txt', which is not there",
+        ),
     ],
 )
 def test_what_can_be_known_before_the_weights_load_is_said_before(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

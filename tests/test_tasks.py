@@ -249,6 +249,22 @@ def test_a_length_too_short_says_what_would_do(evaluate: Any) -> None:
     assert not model.prompts
 
 
+def test_a_length_too_short_that_nobody_asked_for_is_left_out_and_said(evaluate: Any, caplog: pytest.LogCaptureFixture) -> None:
+    asked = {"trained_length": 600, "depths": 2, "samples": 1}
+    results = evaluate(Scripted(lambda *_: True, 10_000), ["niah_multiquery_extrapolate"], tokenizer=make_tokenizer("bpe"), **asked)
+    assert set(curve(results, "niah_multiquery_extrapolate")) == {600, 1200, 2400, 4800}
+    assert "left out 300 (0.5x) tokens, too_short: this task's own text takes" in caplog.text
+    assert results["configs"]["niah_multiquery_extrapolate"]["lengths"][0]["outcome"] == "too_short"
+    with pytest.raises(LengthError, match="300 tokens was asked for"):
+        evaluate(
+            Scripted(lambda *_: True, 10_000),
+            ["niah_multiquery_extrapolate"],
+            tokenizer=make_tokenizer("bpe"),
+            multiples=[0.5, 1],
+            **asked,
+        )
+
+
 def test_a_model_without_a_tokenizer_is_refused_and_never_guessed(evaluate: Any) -> None:
     with pytest.raises(ModelError, match="name one"):
         evaluate(Scripted(lambda *_: True, 10_000), ["passkey_extrapolate"], lengths=[400], samples=1)

@@ -174,8 +174,17 @@ class HFExtrapolate(HFLM):
         The output layer is given those positions only. It is applied position by position, so the logits are the same; what
         is saved is tokens × vocabulary floats, most of the memory of a long prompt.
         """
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][:, -keep:], *args[1:])) if head is not None else None
+
+        def keep_last(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not args or args[0].shape[:2] != tokens.shape:
+                return None  # sliced already, or laid out in a way of its own
+            return (args[0][:, -keep:], *args[1:])
+
+        try:
+            head = self.model.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            head = None
+        hook = head.register_forward_pre_hook(keep_last) if head is not None else None
         cache = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
         try:
             with torch.autocast(self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None):

@@ -89,13 +89,18 @@ class Filler:
             )
 
 
+def count_bare(document: Document, tokenizer: Tokenizer) -> int:
+    """Tokens of the document without any filler: the shortest prompt that can be made of it."""
+    return tokenizer.count_prompt(_assemble(document, [], [0] * len(document.needles)), document)
+
+
 def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
     """`document` filled up to exactly `length` tokens.
 
     Raises LengthError where `length` is too short for the document's own text, or where this tokenizer admits no prompt of
     exactly that length.
     """
-    bare = _build(document, filler, NOTHING, tokenizer).prompt_tokens
+    bare = count_bare(document, tokenizer)
     if bare == length:
         return _build(document, filler, NOTHING, tokenizer)
     if bare > length:

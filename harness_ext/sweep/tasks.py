@@ -13,6 +13,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -23,7 +24,7 @@ from lm_eval.config.task import TaskConfig
 from harness_ext.cells import Length
 from harness_ext.errors import HaystackError, LengthError, TaskFileError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.fit import Filler, Fitted, fit
+from harness_ext.sweep.fit import Filler, Fitted, count_bare, fit
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.haystack import open_haystack
 from harness_ext.sweep.lengths import order_cells, plan_lengths
@@ -49,6 +50,7 @@ class ExtrapolateTask(HostTask):
         self.file = str(metadata.get("config_source", "task"))
         self.spec = spec = parse_spec(config, file=self.file, overrides=metadata)
         self.OUTPUT_TYPE = spec.output_type
+        self._asked_for_lengths = bool({"multiples", "lengths"} & {*config, *metadata})
         self._config = TaskConfig(
             task=spec.task,
             task_alias=config.get("task_alias"),
@@ -57,7 +59,7 @@ class ExtrapolateTask(HostTask):
             generation_kwargs={"until": ["\n\n"], "do_sample": False, "max_gen_toks": spec.max_gen_toks}
             if spec.output_type == "generate_until"
             else None,
-            metadata={**metadata, "version": self.VERSION},
+            metadata={**metadata, "version": self.VERSION, "config_source": Path(self.file).name},
         )
         self.haystack = open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken))
         self._values = draw_values(spec, self._rng("values"), taken=lambda value: value in self.haystack.source)
@@ -79,13 +81,7 @@ class ExtrapolateTask(HostTask):
     def lengths(self) -> list[Length]:
         """The sweep for the bound model, shortest first. Raises LengthError where no length of it can be run."""
         if not self._lengths:
-            lengths = plan_lengths(self.spec, self._view.trained_length, self._view.limits)
-            for length in lengths:
-                if length.outcome != "measured":
-                    log.warning("%s: left out %s tokens, %s: %s", self.spec.task, length.label, length.outcome, length.reason)
-            if all(length.outcome != "measured" for length in lengths):
-                raise LengthError(f"{self.spec.task}: no length can be run: {lengths[0].reason}")
-            self._lengths = lengths
+            self._lengths = self._say_what_is_left_out(plan_lengths(self.spec, self._view.trained_length, self._view.limits))
         return self._lengths
 
     @property
@@ -142,6 +138,7 @@ class ExtrapolateTask(HostTask):
         """Builds this process's prompts. lm_eval's own request cache is left aside: its key knows no lengths."""
         template = chat_template if apply_chat_template else None
         frame = Frame(view=self._view, chat_template=template, system=system_instruction, generation=self.config.generation_kwargs)
+        self._leave_out_too_short(frame)
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
         log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
         getattr(self._view.lm, "lift", lambda tokens: None)(max(doc["length"] for _, doc in docs))
@@ -166,9 +163,8 @@ class ExtrapolateTask(HostTask):
         read, LengthError for a length that is too short.
         """
         self._view.check_files()
-        shortest = plan_lengths(self.spec, self._view.trained_length, [])[0]
         frame = Frame(view=self._view, chat_template=None, system=None, generation=self.config.generation_kwargs)
-        self._build_prompt(0, self.spec.depths[0], shortest.tokens, frame, {})
+        self._find_too_short(plan_lengths(self.spec, self._view.trained_length, []), frame)
 
     def construct_requests(self, doc: Doc, ctx: tuple[str, Any], **options: Any) -> Instance:
         """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
@@ -246,6 +242,35 @@ class ExtrapolateTask(HostTask):
         asked = {text for pair in facts.pairs for text in pair}
         return self.haystack.sentences(self._rng("haystack", sample), lambda text: text in asked)
 
+    def _say_what_is_left_out(self, lengths: list[Length]) -> list[Length]:
+        for length in lengths:
+            if length.outcome != "measured":
+                log.warning("%s: left out %s tokens, %s: %s", self.spec.task, length.label, length.outcome, length.reason)
+        if all(length.outcome != "measured" for length in lengths):
+            raise LengthError(f"{self.spec.task}: no length can be run: {lengths[-1].reason}")
+        return lengths
+
+    def _leave_out_too_short(self, frame: Frame) -> None:
+        kept = self._find_too_short(self.lengths, frame)
+        if kept != self._lengths:
+            self._lengths, self._docs = self._say_what_is_left_out(kept), []
+
+    def _find_too_short(self, lengths: list[Length], frame: Frame) -> list[Length]:
+        """`lengths`, those shorter than the task's own text marked so. Raises LengthError where they were asked for."""
+        bare = max(count_bare(self._document(sample, self.spec.depths[0]), frame) for sample in range(self.spec.samples))
+        reason = f"this task's own text takes {bare} tokens"
+        short = [length for length in lengths if length.tokens < bare]
+        if short and (self._asked_for_lengths or len(short) == len(lengths)):
+            raise LengthError(
+                f"{self.spec.task}: a prompt of {short[0].tokens} tokens was asked for, but {reason}; ask for {bare} or more"
+            )
+        return [
+            dataclasses.replace(length, outcome="too_short", reason=reason) if length in short else length for length in lengths
+        ]
+
+    def _document(self, sample: int, depth: float) -> Document:
+        return build_document(self.spec, self._draw_facts(sample), depth, self._rng("depths", sample, depth))
+
     def _build_prompt(
         self, sample: int, depth: float, length: int, frame: Frame, fillers: dict[int, Filler]
     ) -> tuple[Document, Fitted]:
@@ -253,7 +278,7 @@ class ExtrapolateTask(HostTask):
         facts = self._draw_facts(sample)
         if sample not in fillers:
             fillers[sample] = Filler(self._draw_sentences(sample, facts), frame)
-        document = build_document(self.spec, facts, depth, self._rng("depths", sample, depth))
+        document = self._document(sample, depth)
         try:
             fitted = fit(document, fillers[sample], length, frame)
         except LengthError as error:
