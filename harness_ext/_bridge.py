@@ -111,15 +111,13 @@ def prepare_command_line(module: ModuleType) -> None:
         ours = [task for task in self.tasks if _is_ours(task, manager)]
         if len(ours) == len(self.tasks) and isinstance(self.model, _Unnamed):
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
-            self.metadata = manager.metadata = self.model_args | (self.metadata or {})
-            manager._factory._meta = self.metadata
             log.warning(
                 "No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"]
             )
         for task in ours:
             for loaded in manager.load([task])["tasks"].values():  # each checks its fields, its haystack and what --metadata says
                 if str(self.model).startswith("hf") and not self.apply_chat_template:
-                    loaded.check()
+                    loaded.check({**(self.model_args or {}), **(self.metadata or {})})
         return manager
 
     config.from_cli, config.process_tasks = from_cli_here, process_tasks_here

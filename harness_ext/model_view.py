@@ -25,9 +25,11 @@ class ModelView:
     """One model as a task sees it. `lm` is lm_eval's model object, or None where none is at hand."""
 
     def __init__(self, lm: Any, metadata: Mapping[str, Any]) -> None:
-        self.lm = lm
+        self.lm = lm.lm if type(lm).__name__ == "CachingLM" else lm
         self.metadata = metadata
-        self._tokenizes = callable(getattr(lm, "_encode_pair", None)) and getattr(lm, "tokenizer", None) is not None
+        # A chat API's class has the methods, but without a tokenizer they give back text.
+        without = hasattr(lm, "tokenized_requests") and getattr(lm, "tokenizer", None) is None
+        self._tokenizes = callable(getattr(lm, "_encode_pair", None)) and not without
 
     @cached_property
     def trained_length(self) -> TrainedLength | None:
@@ -103,8 +105,10 @@ class ModelView:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        if self._tokenizes and callable(self.lm.tokenizer):
+        if self._tokenizes and callable(getattr(self.lm, "tokenizer", None)):
             return self.lm.tokenizer
+        if self._tokenizes:  # a tokenizer of another library, or none to be seen
+            return lambda texts, **_: {"input_ids": [self.lm.tok_encode(text, add_special_tokens=False) for text in texts]}
         name = self.metadata.get("tokenizer") or self.metadata.get("pretrained") or self.metadata.get("model")
         if name is None:
             raise ModelError(

@@ -162,3 +162,21 @@ def test_what_can_be_known_before_the_weights_load_is_said_before(arguments: tup
     assert "Initializing" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(message)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_task_file_named_on_the_command_line_runs_under_any_model(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "task: vault\nclass: !function harness_ext.Task\nneedle: The code is {value}.\nquestion: What is the code?\nsamples: 1\n"
+    )
+    metadata = '{"tokenizer": "reference/rope", "max_length": 300}'
+    done = run(str(BIN / "lm_eval"), "--model", "dummy", "--tasks", "mine.yaml", "--metadata", metadata, folder=tmp_path)
+    assert rows(done.stdout) == [(128, 0.5), (256, 1)], done.stderr
+    assert "left out 512 (2x) tokens" in done.stderr
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("question:", "qestion:"))
+    done = run(str(BIN / "lm_eval"), "--model", "dummy", "--tasks", "mine.yaml", "--metadata", metadata, folder=tmp_path)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("TaskFileError: mine.yaml: unknown field 'qestion', did you mean 'question'")
+    )

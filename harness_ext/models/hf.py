@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from harness_ext import positions
@@ -127,12 +128,9 @@ class HFExtrapolate(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """HFLM's, with `max_length` lifted to the longest prompt and its answer, so that nothing is cut."""
-        self.lift(
-            max(
-                len(self.tok_encode(request.args[0])) + int(request.args[1].get("max_gen_toks", self.max_gen_toks))
-                for request in requests
-            )
-        )
+        budgets = (normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests)
+        contexts = (len(self.tok_encode(request.args[0])) for request in requests)
+        self.lift(max(context + budget for context, budget in zip(contexts, budgets, strict=True)))
         return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
 
     # ------------------------------------------------------------------ the forward

@@ -156,15 +156,15 @@ class ExtrapolateTask(HostTask):
                 self.construct_requests(doc, frame.arguments(fitted.body, document), metadata=(self.spec.task, doc_id, 1))
             )
 
-    def check(self) -> None:
-        """Builds the shortest prompt from the names in `--model_args` alone, without a model.
+    def check(self, metadata: Mapping[str, Any]) -> None:
+        """Raises, from the names in `--model_args` and `--metadata` alone, what would else be raised after the weights have loaded.
 
-        Raises what would otherwise be raised after the weights have loaded: ModelError for a model or tokenizer that cannot be
-        read, LengthError for a length that is too short.
+        That is ModelError for a model or tokenizer that cannot be read, and LengthError for a length that is too short.
         """
-        self._view.check_files()
-        frame = Frame(view=self._view, chat_template=None, system=None, generation=self.config.generation_kwargs)
-        self._find_too_short(plan_lengths(self.spec, self._view.trained_length, []), frame)
+        view = ModelView(None, metadata)
+        view.check_files()
+        frame = Frame(view=view, chat_template=None, system=None, generation=self.config.generation_kwargs)
+        self._find_too_short(plan_lengths(self.spec, view.trained_length, []), frame)
 
     def construct_requests(self, doc: Doc, ctx: tuple[str, Any], **options: Any) -> Instance:
         """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
