@@ -92,8 +92,12 @@ class ModelView:
     def count_generated(self, context: str, budget: int) -> int:
         """Tokens of a context and the most that may be generated after it."""
         if isinstance(context, tuple):  # lm_eval's JsonChatStr: the messages that a chat server will lay out itself
-            messages = json.loads(context[0])
-            return len(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)) + budget
+            if not getattr(self._tokenizer, "chat_template", None):
+                raise ModelError(
+                    "this model lays out chat messages by itself; to count them, name a tokenizer that has its chat template"
+                )
+            laid_out = self._tokenizer.apply_chat_template(json.loads(context[0]), add_generation_prompt=True, tokenize=False)
+            return self._counts.whole(laid_out, lambda text: len(self._tokenizer.encode(text, add_special_tokens=False))) + budget
         encode = self.lm.tok_encode if self._tokenizes else self._tokenizer.encode
         if self._tokenizes and isinstance(getattr(self.lm, "AUTO_MODEL_CLASS", None), type):  # HFLM tokenises batches its own way
             return self._counts.whole(context, lambda text: int(self.lm.tok_batch_encode([text])[0].shape[1])) + budget

@@ -171,6 +171,27 @@ def test_chat_template_and_answer_budget_are_part_of_the_length(evaluate: Any) -
             assert prompt.endswith("<|assistant|>" if name.endswith("_generate") else "<|assistant|>The pass key is")
 
 
+def test_messages_that_a_chat_server_lays_out_are_counted_by_the_named_tokenizers_template(evaluate: Any) -> None:
+    from lm_eval.models.api_models import JsonChatStr
+    from transformers import PreTrainedTokenizerFast
+
+    class ChatServer(Scripted):
+        tokenizer_name = "chat"
+
+        def apply_chat_template(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> JsonChatStr:
+            return JsonChatStr(json.dumps(messages))
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_tokenizer("bpe").backend_tokenizer)
+    ask = {"options": {"apply_chat_template": True}, "tokenizer": tokenizer, **SMALL}
+    with pytest.raises(ModelError, match="has its chat template"):
+        evaluate(ChatServer(lambda *_: True, 10_000), ["passkey_extrapolate_generate"], **ask)
+    tokenizer.chat_template = "{% for m in messages %}<|{{ m.role }}|> {{ m.content }}\n{% endfor %}<|assistant|>"
+    results = evaluate(ChatServer(lambda *_: True, 10_000), ["passkey_extrapolate_generate"], **ask)
+    for sample in results["samples"]["passkey_extrapolate_generate"]:
+        (message,) = json.loads(sample["arguments"][0][0][0])
+        assert len(tokens(f"<|user|> {message['content']}\n<|assistant|>")) + 32 == sample["doc"]["length"]
+
+
 @pytest.mark.parametrize("source", ["noise", "text", "needles", "file", "dataset"])
 def test_every_haystack_serves(evaluate: Any, source: str, tmp_path: Path) -> None:
     text = "It was a dark night.\nThe wind blew; nobody slept. Who was it? " * 20

@@ -56,9 +56,10 @@ def draw_values(spec: TaskSpec, rng: random.Random, *, taken: Callable[[str], bo
 
 
 def draw_facts(spec: TaskSpec, values: Iterator[str], rng: random.Random) -> Facts:
-    """The facts of one sample, with `values` to take from."""
+    """The facts of one sample, with `values` to take from; those that are part of a key (words) are passed over."""
     keys = list(itertools.islice(distinct(lambda: draw_key(rng), taken=lambda _: False), spec.keys))
-    pairs = [(key, next(values)) for key in keys for _ in range(spec.values)]
+    usable = (value for value in values if not any(value in key for key in keys))
+    pairs = list(zip((key for key in keys for _ in range(spec.values)), usable, strict=False))
     asked = keys[: spec.queries]
     return Facts(pairs=tuple(pairs), asked=tuple(asked), values=tuple(value for key, value in pairs if key in asked))
 

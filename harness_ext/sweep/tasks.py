@@ -239,8 +239,9 @@ class ExtrapolateTask(HostTask):
         return self._facts[sample]
 
     def _draw_sentences(self, sample: int, facts: Facts) -> Iterator[str]:
-        asked = {text for pair in facts.pairs for text in pair}
-        return self.haystack.sentences(self._rng("haystack", sample), lambda text: text in asked)
+        keys, values = zip(*facts.pairs, strict=True)
+        rng = self._rng("haystack", sample)
+        return self.haystack.sentences(rng, lambda text: text in keys or any(value in text for value in values))
 
     def _say_what_is_left_out(self, lengths: list[Length]) -> list[Length]:
         for length in lengths:
@@ -286,8 +287,9 @@ class ExtrapolateTask(HostTask):
         outside = fitted.body
         for needle in document.needles:
             outside = outside.replace(needle, "", 1)
-        if document.answer in outside:
-            raise HaystackError(f"{self.spec.task}: the answer {document.answer!r} stands in the filler; give another haystack")
+        for value in facts.values:
+            if value in outside:
+                raise HaystackError(f"{self.spec.task}: the value {value!r} stands outside its needle too; give another haystack")
         return document, fitted
 
     def _score(self, doc: Doc, answer: Any) -> str:
