@@ -15,18 +15,20 @@ from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
 from harness_ext.sweep.fit import Filler, Fitted, fit
 from harness_ext.sweep.frame import Frame
-from harness_ext.sweep.needle import Document, build_document
+from harness_ext.sweep.needle import Document
+from harness_ext.sweep.prompts import Prompts
 
 TASKS = ("passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "copy")
 HAYSTACKS = ("noise", "text", "needles")
 
 
 @functools.cache
-def load(name: str, haystack: str, seed: int) -> Any:
+def load(kind: str, name: str, haystack: str, seed: int) -> Prompts:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False, metadata={"haystack": haystack, "seed": seed})
-    return manager.load([f"{name}_extrapolate"])["tasks"][f"{name}_extrapolate"]
+    task: Any = manager.load([f"{name}_extrapolate"])["tasks"][f"{name}_extrapolate"]
+    return Prompts(task.spec, task.haystack, frame(kind))
 
 
 @functools.cache
@@ -35,10 +37,7 @@ def frame(kind: str) -> Frame:
 
 
 def build(kind: str, name: str, haystack: str, seed: int, depth: float, length: int) -> tuple[Document, Fitted]:
-    task = load(name, haystack, seed)
-    facts = task._draw_facts(0)
-    document = build_document(task.spec, facts, depth, task._rng("depths", 0, depth))
-    return document, fit(document, Filler(task._draw_sentences(0, facts), frame(kind)), length, frame(kind))
+    return load(kind, name, haystack, seed).build(0, depth, length)
 
 
 @functools.cache
@@ -93,9 +92,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_was_built_before(prompt: tu
     length = shortest(*prompt[:4]) + extra
     first = build(*prompt, length)[1].body
     load.cache_clear()
-    task = load(*prompt[1:4])
-    for index in range(3):
-        task._draw_facts(index)
+    load(*prompt[:4]).build(2, 0.3, length + 50)
     assert build(*prompt, length)[1].body == first
 
 
@@ -117,8 +114,6 @@ class OddTokenizer:
 
 
 def test_a_length_that_a_tokenizer_cannot_hit_is_an_error_and_not_a_shorter_prompt() -> None:
-    task = load("passkey", "noise", 0)
-    facts = task._draw_facts(0)
-    document = build_document(task.spec, facts, 0.5, task._rng("depths"))
+    prompts = load("bpe", "passkey", "noise", 0)
     with pytest.raises(LengthError, match="no prompt of exactly 2001 tokens"):
-        fit(document, Filler(task._draw_sentences(0, facts), OddTokenizer()), 2001, OddTokenizer())
+        fit(prompts.document(0, 0.5), Filler(prompts._sentences(0), OddTokenizer()), 2001, OddTokenizer())

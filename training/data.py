@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from harness_ext.sweep import words
-from harness_ext.sweep.fit import Document, Filler, _assemble, _nearest
+from harness_ext.sweep.fit import Document, Filler, assemble, find_boundary
 from harness_ext.sweep.haystack import GENERATED, open_haystack
 from harness_ext.sweep.needle import build_document, draw_distractors, draw_facts, draw_values
 from harness_ext.sweep.spec import TaskSpec, parse_spec
@@ -75,7 +75,7 @@ def as_evaluated(spec: TaskSpec, rng: random.Random, encode: Encoder, length: in
     """A prompt of at most `length` tokens as the sweep lays it, then its answer; None where `length` is too short."""
     facts = draw_facts(spec, draw_values(spec, rng, taken=lambda _: False), rng)
     document = build_document(spec, facts, rng.random(), rng)
-    bare = encode.count_prompt(_assemble(document, [], [0] * len(document.needles)), document) + 2
+    bare = encode.count_prompt(assemble(document, [], [0] * len(document.needles)), document) + 2
     if bare > length:
         return None
     body = fill(document, filler_text(spec, rng, encode), rng.randint(0, length - bare) if rng.random() < 0.5 else length - bare)
@@ -85,7 +85,7 @@ def as_evaluated(spec: TaskSpec, rng: random.Random, encode: Encoder, length: in
 def fill(document: Document, filler: Filler, budget: int) -> str:
     chosen = filler.texts[: filler.reach(budget)] if budget > 0 else []
     ends = filler.ends[: len(chosen) + 1]
-    return _assemble(document, chosen, [_nearest(ends, depth * ends[-1]) for depth in document.depths])
+    return assemble(document, chosen, [find_boundary(ends, depth * ends[-1]) for depth in document.depths])
 
 
 def dense_needles(spec: TaskSpec, rng: random.Random, encode: Encoder, length: int) -> list[Piece]:

@@ -91,7 +91,7 @@ class Filler:
 
 def count_bare(document: Document, tokenizer: Tokenizer) -> int:
     """Tokens of the document without any filler: the shortest prompt that can be made of it."""
-    return tokenizer.count_prompt(_assemble(document, [], [0] * len(document.needles)), document)
+    return tokenizer.count_prompt(assemble(document, [], [0] * len(document.needles)), document)
 
 
 def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
@@ -175,8 +175,8 @@ def _build(document: Document, filler: Filler, choice: Choice, tokenizer: Tokeni
     ends = filler.ends[: choice.lead + 1]
     ends += itertools.accumulate(map(filler.cost, choice.tail), initial=ends.pop())
     sentences = filler.texts[: choice.lead] + [filler.texts[index] for index in choice.tail]
-    places = [_nearest(ends, depth * ends[-1]) for depth in document.depths]
-    body = _assemble(document, sentences, places, padding)
+    places = [find_boundary(ends, depth * ends[-1]) for depth in document.depths]
+    body = assemble(document, sentences, places, padding)
     return Fitted(
         body=body,
         depths=tuple(ends[place] / ends[-1] if ends[-1] else 0.0 for place in places),
@@ -184,13 +184,13 @@ def _build(document: Document, filler: Filler, choice: Choice, tokenizer: Tokeni
     )
 
 
-def _nearest(ends: list[int], target: float) -> int:
+def find_boundary(ends: list[int], target: float) -> int:
     """The index of the sentence boundary nearest to `target` tokens; the earlier of two as near."""
     right = min(bisect.bisect_left(ends, target), len(ends) - 1)
     return right - 1 if right > 0 and target - ends[right - 1] <= ends[right] - target else right
 
 
-def _assemble(document: Document, sentences: list[str], places: list[int], padding: str = "") -> str:
+def assemble(document: Document, sentences: list[str], places: list[int], padding: str = "") -> str:
     """The document's text, needle i before sentence `places[i]`: description, filler and needles, question."""
     order = sorted(range(len(places)), key=lambda needle: places[needle])
     parts: list[str] = []

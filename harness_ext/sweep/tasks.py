@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from lm_eval.api.task import Task as HostTask
 from lm_eval.config.task import TaskConfig
 
 from harness_ext.cells import Length
-from harness_ext.errors import HaystackError, LengthError, TaskFileError
+from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.fit import Filler, Fitted, count_bare, fit
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.haystack import open_haystack
 from harness_ext.sweep.lengths import order_cells, plan_lengths
-from harness_ext.sweep.needle import Document, Facts, build_document, draw_distractors, draw_facts, draw_values
+from harness_ext.sweep.needle import draw_distractors
+from harness_ext.sweep.prompts import Prompts
 from harness_ext.sweep.scoring import copy_similarity, score_copy, score_retrieval
-from harness_ext.sweep.seeds import generator
 from harness_ext.sweep.spec import parse_spec
 from harness_ext.sweep.values import parse_kind
 
@@ -62,8 +60,6 @@ class ExtrapolateTask(HostTask):
             metadata={**metadata, "version": self.VERSION, "config_source": Path(self.file).name},
         )
         self.haystack = open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken))
-        self._values = draw_values(spec, self._rng("values"), taken=lambda value: value in self.haystack.source)
-        self._facts: list[Facts] = []
         self._instances: list[Instance] = []
         self._answers: dict[int, str] = {}
         self.bind(None)
@@ -137,24 +133,22 @@ class ExtrapolateTask(HostTask):
     ) -> None:
         """Builds this process's prompts. lm_eval's own request cache is left aside: its key knows no lengths."""
         template = chat_template if apply_chat_template else None
-        frame = Frame(view=self._view, chat_template=template, system=system_instruction, generation=self.config.generation_kwargs)
-        self._leave_out_too_short(frame)
+        prompts = self._prompts(self._view, template, system_instruction)
+        self._leave_out_too_short(prompts)
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
         log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
         getattr(self._view.lm, "lift", lambda tokens: None)(max(doc["length"] for _, doc in docs))
-        fillers: dict[int, Filler] = {}
         self._instances = []
         for doc_id, doc in docs:
-            document, fitted = self._build_prompt(doc["sample"], doc["depth"], doc["length"], frame, fillers)
+            document, fitted = prompts.build(doc["sample"], doc["depth"], doc["length"])
             doc |= {
                 "depth_realised": fitted.depths[document.target],
                 "prompt_tokens": fitted.prompt_tokens,
                 "answer": document.answer,
-                "values": list(self._draw_facts(doc["sample"]).values),
+                "values": list(prompts.facts(doc["sample"]).values),
             }
-            self._instances.append(
-                self.construct_requests(doc, frame.arguments(fitted.body, document), metadata=(self.spec.task, doc_id, 1))
-            )
+            arguments = prompts.frame.arguments(fitted.body, document)
+            self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
 
     def check(self, metadata: Mapping[str, Any]) -> None:
         """Raises, from the names in `--model_args` and `--metadata` alone, what would else be raised after the weights have loaded.
@@ -163,8 +157,7 @@ class ExtrapolateTask(HostTask):
         """
         view = ModelView(None, metadata)
         view.check_files()
-        frame = Frame(view=view, chat_template=None, system=None, generation=self.config.generation_kwargs)
-        self._find_too_short(plan_lengths(self.spec, view.trained_length, []), frame)
+        self._find_too_short(plan_lengths(self.spec, view.trained_length, []), self._prompts(view, None, None))
 
     def construct_requests(self, doc: Doc, ctx: tuple[str, Any], **options: Any) -> Instance:
         """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
@@ -225,23 +218,11 @@ class ExtrapolateTask(HostTask):
     def doc_to_target(self, doc: Doc) -> str:
         return str(doc["answer"])
 
-    def _rng(self, *purpose: str | int | float) -> random.Random:
-        return generator(self.spec.task, self.spec.seed, *purpose)
-
-    def _draw_facts(self, sample: int) -> Facts:
-        try:
-            while len(self._facts) <= sample:
-                self._facts.append(draw_facts(self.spec, self._values, self._rng("keys", len(self._facts))))
-        except LookupError as error:
-            raise TaskFileError(
-                f"{self.file}: field 'value': {self.spec.value} admits only {error}; ask for wider values"
-            ) from None
-        return self._facts[sample]
-
-    def _draw_sentences(self, sample: int, facts: Facts) -> Iterator[str]:
-        keys, values = zip(*facts.pairs, strict=True)
-        rng = self._rng("haystack", sample)
-        return self.haystack.sentences(rng, lambda text: text in keys or any(value in text for value in values))
+    def _prompts(self, view: ModelView, chat_template: Callable[..., str] | None, system: str | None) -> Prompts:
+        generation = self.config.generation_kwargs
+        return Prompts(
+            self.spec, self.haystack, Frame(view=view, chat_template=chat_template, system=system, generation=generation)
+        )
 
     def _say_what_is_left_out(self, lengths: list[Length]) -> list[Length]:
         for length in lengths:
@@ -251,14 +232,14 @@ class ExtrapolateTask(HostTask):
             raise LengthError(f"{self.spec.task}: no length can be run: {lengths[-1].reason}")
         return lengths
 
-    def _leave_out_too_short(self, frame: Frame) -> None:
-        kept = self._find_too_short(self.lengths, frame)
+    def _leave_out_too_short(self, prompts: Prompts) -> None:
+        kept = self._find_too_short(self.lengths, prompts)
         if kept != self._lengths:
             self._lengths, self._docs = self._say_what_is_left_out(kept), []
 
-    def _find_too_short(self, lengths: list[Length], frame: Frame) -> list[Length]:
+    def _find_too_short(self, lengths: list[Length], prompts: Prompts) -> list[Length]:
         """`lengths`, those shorter than the task's own text marked so. Raises LengthError where they were asked for."""
-        bare = max(count_bare(self._document(sample, self.spec.depths[0]), frame) for sample in range(self.spec.samples))
+        bare = prompts.count_bare()
         reason = f"this task's own text takes {bare} tokens"
         short = [length for length in lengths if length.tokens < bare]
         if short and (self._asked_for_lengths or len(short) == len(lengths)):
@@ -268,29 +249,6 @@ class ExtrapolateTask(HostTask):
         return [
             dataclasses.replace(length, outcome="too_short", reason=reason) if length in short else length for length in lengths
         ]
-
-    def _document(self, sample: int, depth: float) -> Document:
-        return build_document(self.spec, self._draw_facts(sample), depth, self._rng("depths", sample, depth))
-
-    def _build_prompt(
-        self, sample: int, depth: float, length: int, frame: Frame, fillers: dict[int, Filler]
-    ) -> tuple[Document, Fitted]:
-        """One prompt. `fillers` keeps each sample's haystack for its next prompt."""
-        facts = self._draw_facts(sample)
-        if sample not in fillers:
-            fillers[sample] = Filler(self._draw_sentences(sample, facts), frame)
-        document = self._document(sample, depth)
-        try:
-            fitted = fit(document, fillers[sample], length, frame)
-        except LengthError as error:
-            raise LengthError(f"{self.spec.task}: {error}") from None
-        outside = fitted.body
-        for needle in document.needles:
-            outside = outside.replace(needle, "", 1)
-        for value in facts.values:
-            if value in outside:
-                raise HaystackError(f"{self.spec.task}: the value {value!r} stands outside its needle too; give another haystack")
-        return document, fitted
 
     def _score(self, doc: Doc, answer: Any) -> str:
         if self.OUTPUT_TYPE == "loglikelihood":

@@ -1,0 +1,74 @@
+"""A task's prompts: what each sample hides, in which haystack, at which depth and length.
+
+A sample keeps its facts and its haystack at every length and depth, so that cells are compared on the same question.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from harness_ext.errors import HaystackError, LengthError, TaskFileError
+from harness_ext.sweep.fit import Filler, Fitted, count_bare, fit
+from harness_ext.sweep.frame import Frame
+from harness_ext.sweep.haystack import Haystack
+from harness_ext.sweep.needle import Document, Facts, build_document, draw_facts, draw_values
+from harness_ext.sweep.seeds import generator
+from harness_ext.sweep.spec import TaskSpec
+
+
+class Prompts:
+    """The prompts of `spec` over `haystack`, as they stand in `frame`. The same seed gives the same bytes, in any order."""
+
+    def __init__(self, spec: TaskSpec, haystack: Haystack, frame: Frame) -> None:
+        self.spec, self.haystack, self.frame = spec, haystack, frame
+        self._values = draw_values(spec, self._rng("values"), taken=lambda value: value in haystack.source)
+        self._facts: list[Facts] = []
+        self._fillers: dict[int, Filler] = {}
+
+    def facts(self, sample: int) -> Facts:
+        """What the sample hides. Raises TaskFileError where the task's kind of value has too few for so many samples."""
+        try:
+            while len(self._facts) <= sample:
+                self._facts.append(draw_facts(self.spec, self._values, self._rng("keys", len(self._facts))))
+        except LookupError as error:
+            raise TaskFileError(
+                f"{self.spec.task}: field 'value': {self.spec.value} admits only {error}; ask for wider values"
+            ) from None
+        return self._facts[sample]
+
+    def document(self, sample: int, depth: float) -> Document:
+        """The sample's text without filler."""
+        return build_document(self.spec, self.facts(sample), depth, self._rng("depths", sample, depth))
+
+    def count_bare(self) -> int:
+        """Tokens of the longest of all samples without filler: no length below it can be asked for."""
+        return max(count_bare(self.document(sample, self.spec.depths[0]), self.frame) for sample in range(self.spec.samples))
+
+    def build(self, sample: int, depth: float, length: int) -> tuple[Document, Fitted]:
+        """One prompt of exactly `length` tokens.
+
+        Raises LengthError where there is none, HaystackError where the haystack holds what is asked.
+        """
+        if sample not in self._fillers:
+            self._fillers[sample] = Filler(self._sentences(sample), self.frame)
+        document = self.document(sample, depth)
+        try:
+            fitted = fit(document, self._fillers[sample], length, self.frame)
+        except LengthError as error:
+            raise LengthError(f"{self.spec.task}: {error}") from None
+        outside = fitted.body
+        for needle in document.needles:
+            outside = outside.replace(needle, "", 1)
+        for value in self.facts(sample).values:
+            if value in outside:
+                raise HaystackError(f"{self.spec.task}: the value {value!r} stands outside its needle too; give another haystack")
+        return document, fitted
+
+    def _sentences(self, sample: int) -> Iterator[str]:
+        keys, values = zip(*self.facts(sample).pairs, strict=True)
+        rng = self._rng("haystack", sample)
+        return self.haystack.sentences(rng, lambda text: text in keys or any(value in text for value in values))
+
+    def _rng(self, *purpose: str | float) -> random.Random:
+        return generator(self.spec.task, self.spec.seed, *purpose)
