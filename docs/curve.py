@@ -1,4 +1,4 @@
-"""Draw a kept run: `python docs/curve.py results/reference-rope docs/reference-rope.svg`.
+"""Show kept runs: `python docs/curve.py FOLDER…` prints their table, `python docs/curve.py FOLDER… FIGURE.svg` draws it.
 
 Exact matches against length, one line a task, with 95 % Wilson intervals; past the trained length the ground is shaded.
 """
@@ -18,10 +18,10 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 """Okabe & Ito's, which the colour-blind can tell apart; the marks differ too."""
 
 
-def read_cells(folder: Path) -> list[dict[str, Any]]:
+def read_cells(folders: list[Path]) -> list[dict[str, Any]]:
     """One record for each task and length."""
     hits: dict[tuple[str, int, float], list[float]] = defaultdict(list)
-    for file in sorted(folder.glob("*.jsonl")):
+    for file in sorted(file for folder in folders for file in folder.glob("*.jsonl")):
         with jsonlines.open(file) as rows:
             for row in rows:
                 metric = next(name for name in row["metrics"] if name.startswith("exact@"))
@@ -52,8 +52,12 @@ def draw(cells: list[dict[str, Any]]) -> alt.LayerChart:
         .scale(type="log", base=2)
         .axis(values=multiples, labelExpr="datum.value + '×'")
     )
-    task = alt.Color("task:N", title=None, sort=None).scale(range=COLOURS)
-    base = alt.Chart(alt.Data(values=cells)).encode(x=x, color=task)
+    tasks = sorted({cell["task"] for cell in cells})
+    colour = alt.Color("task:N", title=None, legend=alt.Legend(symbolType="circle")).scale(
+        domain=tasks, range=COLOURS[: len(tasks)]
+    )
+    shape = alt.Shape("task:N", title=None, legend=None).scale(domain=tasks)
+    base = alt.Chart(alt.Data(values=cells)).encode(x=x, color=colour)
     shade = (
         alt.Chart(alt.Data(values=[{"from": 1, "to": multiples[-1]}]))
         .mark_rect(opacity=0.12, color="gray")
@@ -65,12 +69,29 @@ def draw(cells: list[dict[str, Any]]) -> alt.LayerChart:
             shade,
             base.mark_rule(opacity=0.7).encode(y="low:Q", y2="high:Q"),
             base.mark_line().encode(y=y),
-            base.mark_point(filled=True, opacity=1, size=60).encode(y=y, shape=alt.Shape("task:N", title=None, sort=None)),
+            base.mark_point(filled=True, opacity=1, size=60).encode(y=y, shape=shape),
         )
         .properties(width=420, height=240)
         .configure(background="white")
     )
 
 
+def tabulate(cells: list[dict[str, Any]]) -> str:
+    """The same as Markdown: one row a length, one column a task, each cell a score with its interval and n."""
+    tasks = sorted({cell["task"] for cell in cells})
+    found = {(cell["task"], cell["length"]): cell for cell in cells}
+    lines = ["| length | of the trained length | " + " | ".join(tasks) + " |", "|---:|---:|" + "---|" * len(tasks)]
+    for length, multiple in sorted({(cell["length"], cell["multiple"]) for cell in cells}):
+        row = [found.get((task, length)) for task in tasks]
+        shown = [f"{c['score']:.2f} [{c['low']:.2f}, {c['high']:.2f}], n = {c['n']}" if c else "not run" for c in row]
+        lines.append(f"| {length} | {multiple:g}× | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    draw(read_cells(Path(sys.argv[1]))).save(sys.argv[2])
+    figure = next((name for name in sys.argv[1:] if name.endswith((".svg", ".png"))), None)
+    records = read_cells([Path(name) for name in sys.argv[1:] if name != figure])
+    if figure:
+        draw(records).save(figure)
+    else:
+        print(tabulate(records))

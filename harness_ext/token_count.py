@@ -32,6 +32,8 @@ class TokenCount:
         if not texts:
             return []
         if self._fast is not None:
+            self._fast.no_padding()  # transformers leaves behind what its last call asked for
+            self._fast.no_truncation()
             return [len(encoding) for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 

@@ -72,3 +72,13 @@ def test_a_tokenizer_that_does_not_cut_there_is_given_the_whole_text(kind: str) 
     text = " ".join(corpus()[:5])
     TokenCount(odd_tokenizer(kind)).whole(text, lambda whole: counted.append(whole) or 0)
     assert counted == [text]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_truncation_that_an_earlier_call_left_behind_do_not_count(kind: str) -> None:
+    tokenizer = make_tokenizer(kind)
+    texts = ["The sky is blue.", " ".join(corpus()[:20])]
+    expected = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer(texts, padding="longest", truncation=True, max_length=30)
+    assert TokenCount(tokenizer).each(texts) == expected
