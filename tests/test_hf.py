@@ -175,6 +175,20 @@ def test_generation_past_the_trained_length_sees_the_whole_prompt(saved: Any) ->
     assert model.generate_until([request], disable_tqdm=True) == [model.tok_decode(expected.tolist())]
 
 
+def test_an_automatic_batch_of_long_prompts_is_probed_at_the_trained_length(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", batch_size="auto", max_batch_size=8)
+    probed: list[tuple[int, ...]] = []
+    call = HFLM._model_call
+    monkeypatch.setattr(
+        HFLM, "_model_call", lambda self, tokens, **rest: probed.append(tuple(tokens.shape)) or call(self, tokens, **rest)
+    )
+    request = Instance(
+        "generate_until", {}, ("The old farmer carried a box. " * 20, {"until": ["@@@"], "max_gen_toks": 4}), 0, ("t", 0, 1)
+    )
+    assert len(model.generate_until([request] * 3, disable_tqdm=True)) == 3
+    assert set(probed) == {(8, LENGTH)}
+
+
 def test_rolling_windows_do_not_depend_on_what_another_task_asked_for(saved: Any) -> None:
     text = Instance("loglikelihood_rolling", {}, ("The old farmer carried a box near the river. " * 20,), 0, ("t", 0, 1))
     model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")

@@ -149,6 +149,14 @@ class HFExtrapolate(HFLM):
             batch, order = order[:count], order[count:]
             yield batch
 
+    def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
+        """HFLM's probe (for generation and rolling windows), at the trained length and not at what tasks have lifted it to."""
+        longest, lifted, self._lifted = self.max_length, self._lifted, 0
+        try:
+            return max(1, int(super()._detect_batch_size(requests, pos)) * self.max_length // longest)
+        finally:
+            self._lifted = lifted
+
     @torch.inference_mode()
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """One forward over right-padded rows, without a mask, as HFLM does it: a causal model's rows do not see their padding."""
@@ -219,7 +227,7 @@ class HFExtrapolate(HFLM):
         if self.backend != "causal":
             return
         ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
-        self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids))))
+        self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids)))) if bare else 0
         if self._appended:
             log.warning(
                 "the tokenizer ends each text with %r; left off, since the answer follows",
