@@ -10,9 +10,11 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from scripted import curve
 from tokenizers_here import make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from harness_ext import positions
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.models.hf import HFExtrapolate
 
@@ -131,6 +133,17 @@ def test_past_the_trained_length_it_goes_on_or_says_that_it_cannot(family: str, 
         with torch.no_grad():
             logits = model.model(torch.tensor([[7] * (2 * LENGTH)])).logits[0, -1].log_softmax(-1)
         assert answer[0] == pytest.approx(float(logits[9]), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sweep_past_the_trained_length_ends_well_in_every_family(family: str, saved: Any, evaluate: Any) -> None:
+    field = positions.TABLES.get(family, "max_position_embeddings")
+    model = HFExtrapolate(pretrained=str(saved(family, **{field: 200})), trained_length=200, device="cpu", dtype="float32")
+    results = evaluate(model, ["passkey_extrapolate"], multiples=[1, 2, 4], depths=2, samples=1)
+    measured = {200} if family in HARD else {200, 400, 800}
+    assert set(curve(results, "passkey_extrapolate")) == measured
+    outcomes = {cell["length"]: cell["outcome"] for cell in results["configs"]["passkey_extrapolate"]["lengths"]}
+    assert outcomes == {length: "measured" if length in measured else "hard_limit" for length in (200, 400, 800)}
 
 
 def test_the_limit_found_is_where_the_forward_fails(saved: Any) -> None:
