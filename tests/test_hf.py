@@ -224,6 +224,14 @@ def test_an_eos_that_the_tokenizer_appends_does_not_stand_before_the_answer(kind
     assert model.tok_batch_encode(["What is"])[0].tolist() == [tokenizer.encode("What is")[:-1]]
 
 
+def test_without_a_device_it_runs_where_it_can(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")))
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert found is not None
+    assert model.device.type == found.type
+    assert len(model._loglikelihood_tokens([(None, [7, 8], [9])])) == 1
+
+
 def test_alibi_in_low_precision_is_said_to_be_a_confound(saved: Any, caplog: pytest.LogCaptureFixture) -> None:
     HFExtrapolate(pretrained=str(saved("bloom")), device="cpu", dtype="float32")
     assert "ALiBi" not in caplog.text

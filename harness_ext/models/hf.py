@@ -52,6 +52,9 @@ class HFExtrapolate(HFLM):
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
             options["tokenizer"] = resolve(options["tokenizer"])
+        if not options.get("device"):  # HFLM's default is a CUDA card, whether there is one or not
+            found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            options["device"] = found.type if found else "cpu"
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
         warning = positions.find_rounding(self.model.config, str(self.model.dtype))
