@@ -8,10 +8,11 @@ the whole text is tokenised. Either way the count is that of the whole final str
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-WINDOW = 12
+WINDOW = 4
 """Characters on each side of a seam, between a full stop and a space, that the pre-tokenizer is shown."""
 MARK = "\0"
 
@@ -25,6 +26,8 @@ class TokenCount:
         if getattr(self._fast, "pre_tokenizer", None) is None or not hasattr(self._fast, "encode_batch_fast"):
             self._fast = None
         self._sentences: dict[str, int] = {}
+        self._heads: dict[str, str] = {}
+        self._tails: dict[str, str] = {}
         self._seams: dict[tuple[str, str], bool] = {}
 
     def each(self, texts: Sequence[str]) -> list[int]:
@@ -41,16 +44,18 @@ class TokenCount:
         """Tokens of `text` by `encode`, which counts a whole text as its model does, special tokens included."""
         if self._fast is None or MARK in text:
             return encode(text)
-        # A mark where a sentence ends: cheaper than a regular expression, and this runs over every prompt's whole text.
+        # Dictionaries and marks where loops and regular expressions would do: this runs over every prompt's whole text.
         first, *rest = text.replace(". ", f".{MARK} ").split(MARK)
-        tails = [part[-WINDOW:] for part in (first, *rest[:-1])]
-        seams = set(zip(tails, [part[:WINDOW] for part in rest], strict=True)) if rest else set()
-        if not all(self._cuts(*seam) for seam in seams):
-            return encode(text)
         new = set(rest) - self._sentences.keys()
         if new:
             stop, *counts = self.each([".", *(f".{part}" for part in new)])
             self._sentences.update((part, count - stop) for part, count in zip(new, counts, strict=True))
+            self._heads.update((part, part[:WINDOW]) for part in new)
+            self._tails.update((part, part[-WINDOW:]) for part in new)
+        tails = itertools.chain([first[-WINDOW:]], map(self._tails.__getitem__, rest))
+        seams = set(zip(tails, map(self._heads.__getitem__, rest), strict=False))
+        if not all(itertools.starmap(self._cuts, seams)):
+            return encode(text)
         return encode(first) + sum(map(self._sentences.__getitem__, rest))
 
     def _cuts(self, before: str, after: str) -> bool:
