@@ -79,6 +79,32 @@ def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tu
     assert abs(fitted.depths[document.target] - depth) <= 2 * longest / max(1, len(filler) - sum(map(len, document.needles)))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(KINDS), st.sampled_from(HAYSTACKS), st.integers(0, 3), st.floats(0, 1), st.integers(1500, 4000))
+def test_the_depth_recorded_is_where_the_needle_stands_by_tokens(
+    kind: str, haystack: str, seed: int, depth: float, extra: int
+) -> None:
+    document, fitted = build(kind, "niah_single", haystack, seed, depth, shortest(kind, "niah_single", haystack, seed) + extra)
+    filler = fitted.body[fitted.body.index("\n") : fitted.body.rindex("\n")]
+    before, after = (len(make_tokenizer(kind).encode(text, add_special_tokens=False)) for text in filler.split(document.needles[0]))
+    assert fitted.depths == (pytest.approx(before / (before + after), abs=0.01),)
+    longest = max(len(make_tokenizer(kind).encode(sentence)) for sentence in filler.split(". "))
+    assert abs(fitted.depths[0] - depth) <= (longest / 2 + 3) / (before + after)
+
+
+def test_each_sample_has_a_haystack_of_its_own_and_keeps_it_at_every_length_and_depth() -> None:
+    prompts = load("bpe", "niah_single", "text", 0)
+    bodies = {(sample, depth): prompts.build(sample, depth, 900)[1].body for sample in (0, 1, 2) for depth in (0.0, 1.0)}
+    assert len({body.split(".")[-6] for (_, depth), body in bodies.items() if depth == 0.0}) == 3
+    for sample in (0, 1, 2):
+        first, last = (
+            bodies[sample, depth].replace(prompts.document(sample, depth).needles[0], "").split() for depth in (0.0, 1.0)
+        )
+        assert first == last
+        longer = prompts.build(sample, 1.0, 1800)[1].body.split()
+        assert longer[: len(last) // 2] == last[: len(last) // 2]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_of_32768_tokens_is_exact(kind: str) -> None:
     document, fitted = build(kind, "passkey", "text", 0, 0.5, 32768)
