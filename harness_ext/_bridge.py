@@ -43,14 +43,14 @@ def tasks_dir() -> Path:
 
 def register_models(models: ModuleType) -> None:
     """Puts this package's `lm_eval.models` entry points into lm_eval's registry, by name: nothing is imported."""
-    version = importlib.metadata.version("lm-eval")
-    if tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) > LAST_WITHOUT_PLUGINS:
-        return
-    from lm_eval.api.registry import model_registry
+    from lm_eval.api import registry
 
+    version = tuple(int(part) for part in importlib.metadata.version("lm-eval").split(".")[:3] if part.isdecimal())
+    if version > LAST_WITHOUT_PLUGINS or any("plugin" in name.lower() for name in dir(registry)):
+        return
     for point in importlib.metadata.distribution("harness_ext").entry_points:
-        if point.group == "lm_eval.models" and point.name not in model_registry:
-            model_registry.register(point.name, target=point.value)
+        if point.group == "lm_eval.models" and point.name not in registry.model_registry:
+            registry.model_registry.register(point.name, target=point.value)
 
 
 def find_tasks(manager: ModuleType) -> None:

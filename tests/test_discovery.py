@@ -109,6 +109,18 @@ def test_what_lm_eval_discovers_by_itself_is_not_added_again() -> None:
     assert python(code) == "[None]"
 
 
+@pytest.mark.parametrize(
+    "newer",
+    [
+        "import importlib.metadata as d; v = d.version; d.version = lambda name: '0.4.14' if name == 'lm-eval' else v(name)",
+        "import lm_eval.api.registry as r; r.discover_plugins = lambda: None",
+    ],
+)
+def test_models_are_left_to_an_lm_eval_that_reads_entry_points(newer: str) -> None:
+    code = f"{newer}; import lm_eval.models; from lm_eval.api.registry import model_registry as m; print('hf-extrapolate' in m, 'hf' in m)"
+    assert python(code) == "False True"
+
+
 def test_a_late_install_completes_what_is_imported_already() -> None:
     code = (
         "import lm_eval.tasks, lm_eval.models, os; from lm_eval.api.registry import model_registry as m; print('hf-extrapolate' in m, end=' ');"
