@@ -12,7 +12,6 @@ import json
 import statistics
 import sys
 import time
-from types import ModuleType
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -86,5 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert isinstance(sys, ModuleType)
     main()

@@ -27,6 +27,7 @@ class ModelView:
     def __init__(self, lm: Any, metadata: Mapping[str, Any]) -> None:
         self.lm = lm.lm if type(lm).__name__ == "CachingLM" else lm
         self.metadata = metadata
+        self._why_no_config = "no model was named"
         # A chat API's class has the methods, but without a tokenizer they give back text.
         without = hasattr(lm, "tokenized_requests") and getattr(lm, "tokenizer", None) is None
         self._tokenizes = callable(getattr(lm, "_encode_pair", None)) and not without
@@ -73,7 +74,7 @@ class ModelView:
         """Raises ModelError where the model that `--model_args` names has no config or no tokenizer that can be read."""
         if self._config is None:
             raise ModelError(
-                f"model {self.metadata.get('pretrained')!r} was asked for, but its config cannot be read; "
+                f"model {self.metadata.get('pretrained')!r} was asked for, but its config cannot be read: {self._why_no_config}; "
                 "give a folder with a config.json, a model's name on the hub, or reference/rope"
             )
         self.count(["a"])
@@ -130,8 +131,9 @@ class ModelView:
 
         try:
             return AutoConfig.from_pretrained(resolve(name), **_source(self.metadata))
-        except (OSError, ValueError):
-            return None  # a tokenizer without a model, or a server's model name: no length is known
+        except (OSError, ValueError) as error:  # a tokenizer without a model, or a server's model name: no length is known
+            self._why_no_config = first_line(error)
+            return None
 
 
 def load_tokenizer(name: str, options: Mapping[str, Any]) -> Any:

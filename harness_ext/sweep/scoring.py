@@ -77,16 +77,6 @@ def copy_similarity(answer: str, expected: str) -> float:
     return 1 - row[-1] / max(len(wanted), len(found), 1)
 
 
-def copy_accuracy(answer: str, expected: str) -> list[bool]:
-    """For each expected token, whether the answer has it at that position.
-
-    >>> copy_accuracy("red blue blue", "red green blue")
-    [True, False, True]
-    """
-    wanted, found = _tokens(expected), _tokens(answer)
-    return [i < len(found) and found[i] == token for i, token in enumerate(wanted)]
-
-
 def _tokens(text: str) -> list[str]:
     return TOKEN.findall(text.casefold())
 
