@@ -27,3 +27,11 @@ class ModelError(HarnessExtError):
 
 class PromptTooLongError(HarnessExtError):
     """A prompt does not fit the model, and truncating it would falsify the score."""
+
+
+class ComparisonError(HarnessExtError):
+    """Runs cannot be compared, or a comparison was asked for that cannot be made."""
+
+
+class PairingError(ComparisonError):
+    """Runs were given different prompts, so their answers are no pairs."""

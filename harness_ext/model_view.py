@@ -6,9 +6,11 @@ files, by the names in `--model_args` and `--metadata`, where it does not (scrip
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from harness_ext import positions
@@ -147,16 +149,21 @@ def load_tokenizer(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def resolve(name: str) -> str:
-    """The folder of an embedded model (`reference/rope`), any other name as it is. Raises ModelError for an unknown one."""
-    if not name.startswith(REFERENCE):
-        return name
-    from importlib.resources import files
+    """The folder of an embedded model (`reference/rope`), any other name as it is. Raises ModelError for an unknown one.
 
-    folder = files("harness_ext") / "models" / "reference"
-    known = sorted(f"{REFERENCE}{path.name}" for path in folder.iterdir() if (path / "config.json").is_file())
-    if name not in known:
-        raise ModelError(f"model {name!r} is not embedded here; embedded: {', '.join(known)}")
-    return str(folder / name.removeprefix(REFERENCE))
+    A folder that holds a model type of this package makes the type known to transformers.
+    """
+    folder = Path(name)
+    if name.startswith(REFERENCE):
+        embedded = Path(__file__).parent / "models" / "reference"
+        known = sorted(f"{REFERENCE}{path.parent.name}" for path in embedded.glob("*/config.json"))
+        if name not in known:
+            raise ModelError(f"model {name!r} is not embedded here; embedded: {', '.join(known)}")
+        folder = embedded / name.removeprefix(REFERENCE)
+    config = folder / "config.json"
+    if config.is_file() and "harness_ext_reference" in config.read_text(encoding="utf-8"):
+        importlib.import_module("harness_ext.models.reference.modeling")  # torch, and only where it is needed
+    return str(folder) if name.startswith(REFERENCE) else name
 
 
 def check_fits(tokens: int, limits: Sequence[Limit]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,39 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).parent))
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(family of `families.FAMILIES`, **changes of its config) → a folder with a random model of it and the BPE tokenizer."""
+    root = tmp_path_factory.mktemp("models")
+
+    def save(family: str, **changes: Any) -> Path:
+        folder = root / "-".join([family, *(f"{name}={str(value)[:20]}" for name, value in changes.items())]).replace("/", "_")
+        if not folder.exists():
+            build(family, **changes).save_pretrained(folder)
+            from tokenizers_here import make_tokenizer
+
+            make_tokenizer("bpe").save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def build(family: str, **changes: Any) -> Any:
+    """A random model of a family, its weights wide enough that no two tokens are near-ties."""
+    import torch
+    from families import FAMILIES
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    known = FAMILIES[family]
+    torch.manual_seed(0)
+    kind = AutoModelForSeq2SeqLM if known.seq2seq else AutoModelForCausalLM
+    model = kind.from_config(AutoConfig.for_model(known.model_type, **{**copy.deepcopy(known.config), **changes})).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""Train a reference model: `python training/train.py rope` (about half an hour on two cores).
+"""Train the reference models: `python training/train.py` for all, `python training/train.py rope alibi` for some.
 
-The model is a Llama of 0.46 M parameters with a trained length of 256, for the question "what happens past it", not for
-language. Two things make so small a model learn retrieval in minutes: dense supervision (`data.py`), and Muon on the weight
-matrices (Jordan et al. 2024; `torch.optim.Muon`) with AdamW on the rest.
+Each is a decoder of under half a million parameters with a trained length of 256, for the question "what happens past it", not for
+language. They differ in their position scheme alone: same text in the same order, same tokenizer, body, steps and seed. Two
+things make so small a model learn retrieval in minutes: dense supervision (`data.py`), and Muon on the weight matrices (Jordan
+et al. 2024; `torch.optim.Muon`) with AdamW on the rest.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from typing import Any
 import torch
 from data import FAMILIES, Encoder, as_evaluated, examples, load_spec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, SmolLM3Config, SmolLM3ForCausalLM
+
+from harness_ext.models.reference.modeling import ATTENTION, ReferenceConfig, ReferenceForCausalLM
 
 OUT = Path(__file__).parent.parent / "harness_ext" / "models" / "reference"
 TRAINED_LENGTH = 256
 VOCABULARY = 1024
-STAGES = ((96, 0.25), (160, 0.25), (256, 0.50))
+SCHEMES = ("rope", "nope", *ATTENTION)
+STAGES = ((96, 0.2), (160, 0.2), (256, 0.6))
 """(window, share of the steps): short windows first."""
 BATCH_TOKENS = 8192
-TEXT_WEIGHT = 0.1
-"""Weight of a token that is not an answer: enough to make it a language model of these texts."""
+TEXT_SHARE = 0.1
+"""Of the tokens that are no answer, how many are learned from: enough to make it a language model of these texts."""
 
 
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -68,49 +72,56 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(scheme: str) -> LlamaForCausalLM:
-    assert scheme == "rope", f"unknown scheme {scheme}"
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=TRAINED_LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=2,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        )
-    )
+def make_model(scheme: str) -> PreTrainedModel:
+    """An untrained model: transformers' own class where it has the body and the scheme, else `modeling.py`'s."""
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TRAINED_LENGTH,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
+    if scheme == "rope":
+        return LlamaForCausalLM(LlamaConfig(**common, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
+    if scheme == "nope":
+        return SmolLM3ForCausalLM(SmolLM3Config(**common, num_key_value_heads=4, no_rope_layers=[0, 0]))
+    if scheme == "memformer":  # narrower, so that with the memory's writer it is no larger than the others
+        common |= {"intermediate_size": 192, "segment_length": 128, "memory_slots": 64}
+    return ReferenceForCausalLM(ReferenceConfig(**common, position_scheme=scheme))
 
 
 def batches(encode: Encoder, rng: random.Random, length: int) -> Any:
-    source = examples(rng, encode, length)
+    """(token ids, which of them are answers, which are learned from), (batch, tokens) each, without end."""
+    source, generator = examples(rng, encode, length), torch.Generator().manual_seed(length)
     while True:
         rows = [next(source) for _ in range(BATCH_TOKENS // length)]
         width = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), width), 2)
-        weight = torch.zeros(len(rows), width)
+        answers, text = torch.zeros(2, len(rows), width, dtype=torch.bool)
         for i, (row, answer) in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-            weight[i, : len(row)] = torch.where(torch.tensor(answer), 1.0, TEXT_WEIGHT)
-        yield ids, weight
+            answers[i, : len(row)] = torch.tensor(answer)
+            text[i, : len(row)] = True
+        yield ids, answers, answers | (text & (torch.rand(text.shape, generator=generator) < TEXT_SHARE))
 
 
-def step_loss(model: LlamaForCausalLM, ids: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, float, float]:
-    """Weighted loss; mean loss and accuracy over the answers' tokens. ids, weight: (batch, tokens)."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    target, weight = ids[:, 1:], weight[:, 1:]
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-    answers = weight == 1
-    right = (logits.argmax(-1) == target)[answers].float().mean().item()
-    return (losses * weight).sum() / weight.sum(), losses[answers].mean().item(), right
+def step_loss(model: PreTrainedModel, ids: torch.Tensor, answers: torch.Tensor, chosen: torch.Tensor) -> tuple[Any, float, float]:
+    """Mean loss over the chosen tokens; mean loss and accuracy over the answers' tokens. All (batch, tokens)."""
+    hook = model.lm_head.register_forward_pre_hook(lambda _, args: (args[0][:, :-1][chosen[:, 1:]],))
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hook.remove()
+    target, answer = ids[:, 1:][chosen[:, 1:]], answers[:, 1:][chosen[:, 1:]]
+    losses = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    right = (logits.argmax(-1) == target)[answer].float().mean().item()
+    return losses.mean(), losses[answer].mean().item(), right
 
 
-def evaluate(model: LlamaForCausalLM, encode: Encoder, length: int, count: int = 60) -> dict[str, float]:
+def evaluate(model: PreTrainedModel, encode: Encoder, length: int, count: int = 60) -> dict[str, float]:
     """Share of prompts of about `length` tokens whose whole answer is the argmax, for each family."""
     rng, scores = random.Random(1), {}
     model.eval()
@@ -123,7 +134,7 @@ def evaluate(model: LlamaForCausalLM, encode: Encoder, length: int, count: int =
                 continue
             prompt, answer = [0, *encode(pieces[0][0])], encode(pieces[1][0])[:-1]
             with torch.no_grad():
-                logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+                logits = model(torch.tensor([prompt + answer[:-1]])).logits[0, len(prompt) - 1 :]
             hits += int((logits.argmax(-1) == torch.tensor(answer)).all())
             total += 1
         scores[name] = hits / total if total else math.nan
@@ -138,8 +149,9 @@ def train(scheme: str, steps: int, seed: int) -> None:
     encode = Encoder(tokenizer)
     torch.manual_seed(seed)
     model = make_model(scheme)
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    inner = {id(m.weight) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    matrices = [p for p in model.parameters() if id(p) in inner]
+    rest = [p for p in model.parameters() if id(p) not in inner]
     optimizers = [
         torch.optim.Muon(matrices, lr=0.02, weight_decay=0.01, momentum=0.95),
         torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0),
@@ -156,7 +168,7 @@ def train(scheme: str, steps: int, seed: int) -> None:
     for length, share in STAGES:
         source = batches(encode, random.Random(seed + length), length)
         for _ in range(round(steps * share)):
-            factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (steps - step) / (0.4 * steps)))
+            factor = min(1.0, (step + 1) / 50) * min(1.0, max(0.02, (steps - step) / (0.6 * steps)))
             for group, lr in zip((g for o in optimizers for g in o.param_groups), peak, strict=True):
                 group["lr"] = lr * factor
             loss, answer_loss, right = step_loss(model, *next(source))
@@ -187,15 +199,16 @@ def train(scheme: str, steps: int, seed: int) -> None:
     save(model, tokenizer, out)
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scheme", choices=["rope"])
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("schemes", nargs="*", choices=[*SCHEMES, []], default=SCHEMES)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    train(arguments.scheme, arguments.steps, arguments.seed)
+    for name in arguments.schemes:
+        train(name, arguments.steps, arguments.seed)

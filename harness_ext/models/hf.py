@@ -1,17 +1,20 @@
 """`hf-extrapolate`: lm_eval's `hf`, run past the length that the model was trained on.
 
 What differs from `HFLM`: prompts are never truncated (one that does not fit is an error, before any forward); logits are
-computed only where an answer is scored; a tokenizer that ends each text with EOS is told not to, since the answer follows.
+computed only where an answer is scored; a tokenizer that ends each text with EOS is told not to, since the answer follows;
+`extend=` puts an inference-time extension in effect, and proves it; memory that runs out is an outcome and no crash.
 Everything else (dtype, device_map, parallelize, revision, peft, …) is HFLM's. Within the trained length the scores are
 HFLM's too: the tests hold them together.
 """
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,33 +25,55 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from harness_ext import positions
-from harness_ext.cells import Limit, TrainedLength
+from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError
 from harness_ext.model_view import check_fits, first_line, resolve
+from harness_ext.models import probe
+from harness_ext.models.extensions import rotary
+from harness_ext.models.extensions.effect import read_effect
+from harness_ext.models.extensions.extension import PINNED, Extension, find_method
+from harness_ext.models.extensions.method import Subject
 
 log = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """lm_eval's: (key for its cache, context tokens, continuation tokens)."""
+Answer = tuple[float, bool] | Unmeasured
+"""(log-likelihood, is greedy)."""
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch's allocators say, beside raising OutOfMemoryError on some devices."""
 
 
 class HFExtrapolate(HFLM):
     """A transformers model whose `max_length` is lifted to what the tasks ask.
 
     `trained_length`: tokens; read from the config where not given. `max_length`: the longest prompt to run; without it, as
-    long as the position scheme goes. `pretrained=reference/NAME` names an embedded model. Other arguments are HFLM's.
+    long as the position scheme goes. `pretrained=reference/NAME` names an embedded model. `extend`: a method of
+    `extensions.extension.METHODS`, its options (`factor` and its own) beside it. Other arguments are HFLM's.
     """
 
     def __init__(
-        self, pretrained: Any, *, trained_length: int | None = None, max_length: int | None = None, **options: Any
+        self,
+        pretrained: Any,
+        *,
+        trained_length: int | None = None,
+        max_length: int | None = None,
+        extend: str | None = None,
+        **options: Any,
     ) -> None:
         for name, value in (("trained_length", trained_length), ("max_length", max_length)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ModelError(f"{name}: found {value!r}; expected a whole number of tokens from 1")
         if options.pop("truncation", False):
             raise ModelError("truncation=True cuts prompts without a word; leave it out: hf-extrapolate never truncates")
+        method = find_method(extend) if extend and extend != "none" else None
+        numbers = {name: options.pop(name) for name in ("factor", *(method.options if method else ())) if name in options}
+        if numbers and method is None:
+            raise ModelError(f"factor={numbers['factor']} was given, and no method that it is for; add extend=NAME")
         self._given_length = trained_length
-        self._lifted = 0
+        self._lifted = self._announced = 0
+        self._too_large = 0
+        self._extension: Extension | None = None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
             options["tokenizer"] = resolve(options["tokenizer"])
@@ -60,6 +85,11 @@ class HFExtrapolate(HFLM):
         warning = positions.find_rounding(self.model.config, str(self.model.dtype))
         if warning:
             log.warning("%s", warning)
+        self._probed = probe.find_limit(self.model.config, self.model)
+        if not positions.is_listed(self.model.config):
+            log.warning("%s is no family that was measured beforehand; %s", self.model.config.model_type, self._probed.said)
+        if method or rotary.is_recomputed(self.model):
+            self._extension = Extension(method or PINNED, self._as_subject(), numbers)
 
     # ------------------------------------------------------------------ lengths
 
@@ -72,8 +102,11 @@ class HFExtrapolate(HFLM):
 
     @property
     def length_limits(self) -> list[Limit]:
-        """The position scheme's end, and the user's `max_length`."""
-        hard = positions.read_hard_limit(self.model.config)
+        """The position scheme's end, unless it is extended, and the user's `max_length`."""
+        listed = positions.is_listed(self.model.config)
+        hard = positions.read_hard_limit(self.model.config, self.model) if listed else self._probed.limit
+        if self._extension and self._extension.method.lifts_limit:
+            hard = None
         user = self._max_length and Limit(
             tokens=self._max_length,
             outcome="backend_limit",
@@ -92,30 +125,72 @@ class HFExtrapolate(HFLM):
         return trained.tokens if trained else self._DEFAULT_MAX_LENGTH
 
     def lift(self, tokens: int) -> None:
-        """Raises `max_length` to `tokens`. Raises PromptTooLongError where the model cannot run them."""
+        """Raises `max_length` to the longest prompt of a task. Raises PromptTooLongError where the model cannot run it."""
+        self._open(tokens)
+        self._announced = max(self._announced, tokens)
+
+    def _open(self, tokens: int) -> None:
         check_fits(tokens, self.length_limits)
         self._lifted = max(self._lifted, tokens)
 
+    # ------------------------------------------------------------------ extension
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's, for the results file, and what was in effect: read from the modules, before and after."""
+        effect = (
+            self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
+        )
+        return {**super().get_model_info(), "override": effect}
+
+    def _as_subject(self) -> Subject:
+        trained = self.trained_length
+        if trained is None:
+            raise ModelError("an extension needs the trained length, and this model's config does not say it; add trained_length=N")
+        return Subject(model=self.model, schemes=positions.read_schemes(self.model.config, self.model), trained=trained.tokens)
+
+    def _prepare(self, tokens: int, longest: int) -> None:
+        """Puts the extension in effect for a prompt of `tokens`; `longest`: of these requests."""
+        if self._extension is None:
+            return
+        known = (
+            self._announced or self._max_length or (longest if self._extension.factor or self._extension.method is PINNED else 0)
+        )
+        if not known:
+            raise ModelError(
+                f"extend={self._extension.method.name} takes its factor from the longest length, which these tasks do not name; "
+                "add factor=N or max_length=N"
+            )
+        self._extension.prepare(tokens, known)
+
     # ------------------------------------------------------------------ what lm_eval calls
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """HFLM's. Raises ModelError where a prompt of a task that knows no outcomes did not fit into memory."""
+        answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return [_check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """(log-likelihood, is greedy) of each request's continuation, in order. Raises PromptTooLongError before any forward."""
+    ) -> list[Answer]:
+        """The answer to each request, in order. Raises PromptTooLongError before any forward."""
         if not requests:
             return []
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
         for _, context, continuation in requests:
             check_fits(len(context) + len(continuation) - 1, self.length_limits)
+        longest = max(len(context) + len(continuation) for _, context, continuation in requests)
         if self.backend != "causal":
-            self.lift(max(len(context) + len(continuation) for _, context, continuation in requests))
+            self._open(longest)
+            self._prepare(longest, longest)
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        answers: list[Answer] = [(0.0, False)] * len(requests)
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
         for batch in self._batches(requests, override_bs):
-            for index, answer in zip(batch, self._score([requests[i] for i in batch]), strict=True):
+            sizes = [len(context) + len(continuation) for _, context, continuation in (requests[index] for index in batch)]
+            self._prepare(max(sizes), longest)
+            for index, answer in zip(batch, self._what_fits([requests[i] for i in batch], sizes, self._score), strict=True):
                 answers[index] = answer
-                if requests[index][0] is not None:
+                if requests[index][0] is not None and not isinstance(answer, Unmeasured):
                     self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
             bar.update(len(batch))
         bar.close()
@@ -129,19 +204,34 @@ class HFExtrapolate(HFLM):
         finally:
             self._lifted = lifted
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """HFLM's, with `max_length` lifted to the longest prompt and its answer, so that nothing is cut."""
-        budgets = (normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests)
-        contexts = (len(self.tok_encode(request.args[0])) for request in requests)
-        self.lift(max(context + budget for context, budget in zip(contexts, budgets, strict=True)))
-        return list(super().generate_until(requests, disable_tqdm=disable_tqdm))
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """HFLM's, prompts of one length at a time, with `max_length` lifted to them and their answers, so that nothing is cut."""
+        budgets = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
+        sizes = [len(self.tok_encode(request.args[0])) + budget for request, budget in zip(requests, budgets, strict=True)]
+        longest = max(sizes, default=0)
+        self._open(longest)
+        answers: list[Any] = [None] * len(requests)
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
+        for size in sorted(set(sizes), reverse=True):
+            group = [index for index, found in enumerate(sizes) if found == size]
+            self._prepare(size, longest)
+            step = self.batch_size if isinstance(self.batch_size, int) else len(group)
+            for batch in (group[start : start + step] for start in range(0, len(group), step)):
+                for index, answer in zip(
+                    batch, self._what_fits([requests[i] for i in batch], [size] * len(batch), self._generate), strict=True
+                ):
+                    answers[index] = _check_understood(requests[index], answer)
+                bar.update(len(batch))
+        bar.close()
+        return answers
 
     # ------------------------------------------------------------------ the forward
 
     def _batches(self, requests: Sequence[Request], override: int | None) -> Iterator[list[int]]:
         """Indices of requests, longest first, in batches of `batch_size`.
 
-        `auto` needs no probing forward: the longest prompt has to fit anyway, so shorter ones may fill as many tokens.
+        `auto` needs no probing forward: the longest prompt has to fit anyway, so shorter ones may fill as many tokens. Under an
+        extension that depends on the length, a batch has one length.
         """
         sizes = [len(context) + len(continuation) for _, context, continuation in requests]
         order = sorted(range(len(requests)), key=lambda i: (-sizes[i], requests[i][1]))
@@ -149,6 +239,8 @@ class HFExtrapolate(HFLM):
             count = override or self.batch_size
             if count == "auto" or not count:
                 count = min(self.max_batch_size, max(1, max(sizes) // sizes[order[0]]))
+            if self._extension and self._extension.method.per_length:
+                count = min(count, sum(sizes[index] == sizes[order[0]] for index in order))
             batch, order = order[:count], order[count:]
             yield batch
 
@@ -159,6 +251,38 @@ class HFExtrapolate(HFLM):
             return max(1, int(super()._detect_batch_size(requests, pos)) * self.max_length // longest)
         finally:
             self._lifted = lifted
+
+    def _generate(self, requests: Sequence[Instance]) -> list[str]:
+        return list(super().generate_until(list(requests), disable_tqdm=True))
+
+    def _what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+        """What `run` answers to requests of `sizes` tokens; where memory runs out, to half as many at a time.
+
+        One that does not fit alone is answered by the outcome `out_of_memory`.
+        """
+        answers = self._unless_out_of_memory(max(sizes) * len(requests), lambda: run(requests))
+        if not isinstance(answers, Unmeasured):
+            return list(answers)
+        if len(requests) == 1:
+            return [answers]
+        half = (len(requests) + 1) // 2
+        return self._what_fits(requests[:half], sizes[:half], run) + self._what_fits(requests[half:], sizes[half:], run)
+
+    def _unless_out_of_memory(self, tokens: int, run: Callable[[], Any]) -> Any:
+        """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again."""
+        if not self._too_large or tokens < self._too_large:
+            try:
+                return run()
+            except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+                if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not OUT_OF_MEMORY.search(str(error)):
+                    raise
+                self._too_large = tokens
+                log.warning("%d tokens at once do not fit into the memory of %s: %s", tokens, self.device, first_line(error))
+            gc.collect()  # outside the handler, which holds the failed forward's tensors
+            if torch.accelerator.is_available():
+                torch.accelerator.empty_cache()
+        reason = f"{tokens} tokens do not fit into the memory of {self.device}"
+        return Unmeasured(outcome="out_of_memory", reason=reason)
 
     @torch.inference_mode()
     def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
@@ -214,6 +338,13 @@ class HFExtrapolate(HFLM):
                 "give a folder with a config.json, a model's name on the hub, or reference/rope"
             ) from error
 
+    def _create_model(self, pretrained: Any, *args: Any, **options: Any) -> None:
+        """HFLM's, with the rope parameters that the user gives laid over the checkpoint's: transformers would put them in their place."""
+        given = {name: options.pop(name) for name in ("rope_scaling", "rope_parameters") if options.get(name)}
+        for parameters in given.values():
+            options["rope_parameters"] = rotary.merge(positions.text_config(self.config).rope_parameters, parameters)
+        super()._create_model(pretrained, *args, **options)
+
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
         try:
             super()._create_tokenizer(pretrained, tokenizer, **options)
@@ -263,3 +394,12 @@ class HFExtrapolate(HFLM):
         ids, mask = super().tok_batch_encode(strings, **options)
         appended = getattr(self, "_appended", 0)
         return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
+
+
+def _check_understood(request: Instance, answer: Any) -> Any:
+    """The answer to a request. Raises ModelError for an outcome that the request's task would take for a score."""
+    if isinstance(answer, Unmeasured) and "prompt_tokens" not in request.doc:  # which our tasks' documents have
+        raise ModelError(
+            f"{answer.reason}: {request.task_name} has no score, and knows no outcome; use shorter prompts or a lower precision"
+        )
+    return answer

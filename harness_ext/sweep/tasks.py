@@ -20,7 +20,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task as HostTask
 from lm_eval.config.task import TaskConfig
 
-from harness_ext.cells import Length
+from harness_ext.cells import Length, Unmeasured
 from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
 from harness_ext.sweep.frame import Frame
@@ -61,7 +61,8 @@ class ExtrapolateTask(HostTask):
         )
         self.haystack = open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken))
         self._instances: list[Instance] = []
-        self._answers: dict[int, str] = {}
+        self._answers: dict[int, Any] = {}
+        self._unmeasured: dict[int, Unmeasured] = {}
         self.bind(None)
 
     def bind(self, lm: Any) -> None:
@@ -171,7 +172,9 @@ class ExtrapolateTask(HostTask):
             self._answers[id(instance.doc)] = answer
 
     def process_results(self, doc: Doc, results: list[Any]) -> dict[str, float]:
-        """One metric for each length, so that lm_eval's table is the curve."""
+        """One metric for each length, so that lm_eval's table is the curve; none for a prompt that was not measured."""
+        if isinstance(self._answers[id(doc)], Unmeasured):
+            return {}
         at = self._at(doc["length"])
         scores = {f"exact{at}": float(results[0] == "exact")}
         if self.OUTPUT_TYPE == "generate_until":
@@ -198,7 +201,7 @@ class ExtrapolateTask(HostTask):
             "trained_length": trained and {"tokens": trained.tokens, "source": trained.source},
             "lengths": [
                 {"length": length.tokens, "multiple": length.multiple, "outcome": length.outcome, "reason": length.reason}
-                for length in self.lengths
+                for length in map(self._as_it_went, self.lengths)
             ],
         }
 
@@ -223,6 +226,11 @@ class ExtrapolateTask(HostTask):
         return Prompts(
             self.spec, self.haystack, Frame(view=view, chat_template=chat_template, system=system, generation=generation)
         )
+
+    def _as_it_went(self, length: Length) -> Length:
+        """A planned length, with the outcome that a prompt of it had in the run."""
+        found = self._unmeasured.get(length.tokens)
+        return dataclasses.replace(length, outcome=found.outcome, reason=found.reason) if found else length
 
     def _say_what_is_left_out(self, lengths: list[Length]) -> list[Length]:
         for length in lengths:
@@ -251,6 +259,9 @@ class ExtrapolateTask(HostTask):
         ]
 
     def _score(self, doc: Doc, answer: Any) -> str:
+        if isinstance(answer, Unmeasured):
+            self._unmeasured[doc["length"]] = answer
+            return answer.outcome
         if self.OUTPUT_TYPE == "loglikelihood":
             return "exact" if answer[1] else "missed"
         if self.spec.score == "copy":

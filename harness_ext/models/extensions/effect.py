@@ -1,0 +1,41 @@
+"""What is in effect in a loaded model, as a fingerprint: read from its modules, never from what was asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from harness_ext.models.extensions.rotary import find_rotaries
+from harness_ext.positions import read_hard_limit, tables
+
+Effect = dict[str, Any]
+"""`frequencies`: hash over all rotary frequencies, as the modules give them at position 1; `slowest_wavelength`: of them, in tokens; `attention_factor`: the rotary
+modules' (one number, or one for each set); `table`: hash over the position tables; `limit`: where the model ends, in tokens;
+`attention`: the implementation, with a method's numbers where one is placed. None where a model has no such thing."""
+
+
+def read_effect(model: Any) -> Effect:
+    """The fingerprint of a model as it is now."""
+    measured = [rotary.measure() for rotary in find_rotaries(model)]
+    limit = read_hard_limit(model.config, model)
+    factors = list(dict.fromkeys(round(factor, 6) for _, factor in measured))
+    slowest = min((float(found) for frequencies, _ in measured for found in frequencies[frequencies > 0][:1]), default=None)
+    return {
+        "frequencies": _hash([frequencies for frequencies, _ in measured]),
+        "slowest_wavelength": slowest and round(2 * torch.pi / slowest, 1),
+        "attention_factor": factors[0] if len(factors) == 1 else factors or None,
+        "table": _hash([table.weight for table in tables(model)]),
+        "limit": limit and limit.tokens,
+        "attention": str(getattr(model.config, "_attn_implementation", None)).partition("#")[0],
+    }
+
+
+def _hash(tensors: list[torch.Tensor]) -> str | None:
+    if not tensors:
+        return None
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().to("cpu", torch.float32).numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,12 @@
+"""Position interpolation (Chen et al., arXiv 2306.15595): positions divided by the factor, so that all lie in the trained range."""
+
+from harness_ext.models.extensions import rotary
+from harness_ext.models.extensions.method import Method
+
+METHOD = Method(
+    name="linear",
+    source="Chen et al., arXiv 2306.15595",
+    changes="every frequency is divided by the factor",
+    why_not=rotary.why_not,
+    install=rotary.install(lambda own, subject, setting: {"rope_type": "linear", "factor": setting.factor}),
+)
