@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build
+from conftest import REPOSITORY, build
 from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from scripted import curve
@@ -426,6 +426,16 @@ def test_the_checkpoints_config_is_left_alone() -> None:
     before = model.config.to_dict()
     extend(model, "yarn")
     assert model.config.to_dict() == before
+
+
+def test_the_page_of_methods_names_each_with_its_options_and_source() -> None:
+    rows = {
+        line.split("`")[1]: line for line in (REPOSITORY / "docs" / "extensions.md").read_text().splitlines() if "| `" in line[:3]
+    }
+    assert list(rows) == list(METHODS)
+    for name, method in METHODS.items():
+        assert method.source in rows[name]
+        assert all(f"`{option}`" in rows[name] for option in method.options)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -224,3 +224,11 @@ def test_a_task_that_knows_no_outcomes_is_given_an_error_and_no_zero(saved: Any,
     request = Instance("loglikelihood", {"question": "?"}, ("The old farmer carried a box. " * 20, " lamp"), 0, ("foreign", 0, 1))
     with pytest.raises(ModelError, match="do not fit into the memory of cpu: foreign has no score"):
         model.loglikelihood([request], disable_tqdm=True)
+
+
+def test_a_rolling_window_that_does_not_fit_is_an_error_and_no_partial_sum(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+    fail_past(model, 50, torch.OutOfMemoryError("out of memory"), monkeypatch)
+    text = Instance("loglikelihood_rolling", {}, ("The old farmer carried a box near the river. " * 20,), 0, ("t", 0, 1))
+    with pytest.raises(ModelError, match="do not fit into the memory of cpu; use a smaller max_length"):
+        model.loglikelihood_rolling([text], disable_tqdm=True)

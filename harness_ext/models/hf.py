@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
-from harness_ext.errors import ModelError
+from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
 from harness_ext.models import probe
 from harness_ext.models.extensions import rotary
@@ -73,6 +73,7 @@ class HFExtrapolate(HFLM):
         self._given_length = trained_length
         self._lifted = self._announced = 0
         self._too_large = 0
+        self._knows_outcomes = True
         self._extension: Extension | None = None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
@@ -160,6 +161,10 @@ class HFExtrapolate(HFLM):
                 f"extend={self._extension.method.name} takes its factor from the longest length, which these tasks do not name; "
                 "add factor=N or max_length=N"
             )
+        if tokens > known and self._extension.method.lifts_limit:
+            raise PromptTooLongError(
+                f"a prompt of {tokens} tokens was asked for, and the position table was made for {known}; add max_length=N"
+            )
         self._extension.prepare(tokens, known)
 
     # ------------------------------------------------------------------ what lm_eval calls
@@ -197,12 +202,15 @@ class HFExtrapolate(HFLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for."""
-        lifted, self._lifted = self._lifted, 0
+        """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
+
+        Raises ModelError where a window does not fit into memory: a sum over the others would be a false number.
+        """
+        (lifted, self._lifted), self._knows_outcomes = (self._lifted, 0), False
         try:
             return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
         finally:
-            self._lifted = lifted
+            self._lifted, self._knows_outcomes = lifted, True
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         """HFLM's, prompts of one length at a time, with `max_length` lifted to them and their answers, so that nothing is cut."""
@@ -263,6 +271,8 @@ class HFExtrapolate(HFLM):
         answers = self._unless_out_of_memory(max(sizes) * len(requests), lambda: run(requests))
         if not isinstance(answers, Unmeasured):
             return list(answers)
+        if len(requests) == 1 and not self._knows_outcomes:
+            raise ModelError(f"{answers.reason}; use a smaller max_length or a lower precision")
         if len(requests) == 1:
             return [answers]
         half = (len(requests) + 1) // 2
@@ -398,7 +408,8 @@ class HFExtrapolate(HFLM):
 
 def _check_understood(request: Instance, answer: Any) -> Any:
     """The answer to a request. Raises ModelError for an outcome that the request's task would take for a score."""
-    if isinstance(answer, Unmeasured) and "prompt_tokens" not in request.doc:  # which our tasks' documents have
+    ours = isinstance(request.doc, dict) and "prompt_tokens" in request.doc
+    if isinstance(answer, Unmeasured) and not ours:
         raise ModelError(
             f"{answer.reason}: {request.task_name} has no score, and knows no outcome; use shorter prompts or a lower precision"
         )

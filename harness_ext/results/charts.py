@@ -14,11 +14,11 @@ from harness_ext.results.statistics import wilson
 if TYPE_CHECKING:
     import altair as alt
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe & Ito 2008, "Color universal design", without its yellow, which is hard to see on white. Lines differ in dashes and
-marks too, so that they are told apart in print and by the colour-blind."""
-DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (10, 4), (4, 2, 1, 2, 1, 2), (1, 3))
-MARKS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#661100")
+"""Okabe & Ito 2008, "Color universal design", with a dark brown for its yellow, which is hard to see on white. Lines differ in
+dashes and marks too, so that they are told apart in print and by the colour-blind."""
+DASHES = ((1, 0), (6, 3), (2, 2), (8, 3, 2, 3), (10, 4), (4, 2, 1, 2, 1, 2), (1, 3), (3, 7))
+MARKS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 Point = dict[str, Any]
 """One score: length (tokens), multiple (or None), score, low, high, n, and the names that tell lines and panels apart."""
 

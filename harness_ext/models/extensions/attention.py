@@ -33,7 +33,8 @@ def why_not(subject: Subject) -> str:
         return "it is an encoder and a decoder"
     if "recurrent" in subject.schemes and len(subject.schemes) == 1:
         return "it has no attention"
-    if not type(subject.model)._can_set_attn_implementation() or "harness_ext" in type(subject.model).__module__:
+    can_set = getattr(subject.model, "_can_set_attn_implementation", None)  # of the model itself, where an adapter wraps it
+    if can_set is None or not can_set() or "harness_ext" in can_set.__self__.__module__:
         return "its attention does not go through transformers' attention interface"
     return ""
 
