@@ -1,7 +1,7 @@
 """Keep a run: `python benchmarks/keep.py OUT FOLDER` copies lm_eval's output without the prompts' text.
 
-The results file is copied as it is. Of each sample everything is kept but `arguments`, which hold the prompt: a run of long prompts
-is hundreds of megabytes of filler that the seed makes again, and lm_eval's `prompt_hash` says whether it did.
+The results file is copied as it is. Of each sample `arguments` are left out, which hold the prompt: a run of long prompts is hundreds of
+megabytes of filler that the seed makes again, and lm_eval's `prompt_hash` says whether it did. So is what stands there twice.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import jsonlines
+
+LEFT_OUT = ("arguments", "target", "filter", "doc_hash", "target_hash")
 
 
 def keep(out: Path, folder: Path) -> None:
@@ -23,8 +25,7 @@ def keep(out: Path, folder: Path) -> None:
         name = samples.stem.removeprefix("samples_").removesuffix(f"_{stamp}")
         with jsonlines.open(samples) as rows, jsonlines.open(folder / f"{name}.jsonl", "w", compact=True) as kept:
             for row in rows:
-                row.pop("arguments")
-                kept.write(row)
+                kept.write({name: value for name, value in row.items() if name not in LEFT_OUT})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from conftest import REPOSITORY, build
 from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from scripted import curve
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -301,6 +302,12 @@ def test_a_fixed_table_grows_into_what_the_family_computes_at_that_length(family
 def test_a_method_that_does_not_apply_is_refused_with_what_does(family: str, method: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         extend(build(family), method)
+
+
+def test_it_is_refused_before_any_weights(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HFLM, "_create_model", lambda *args, **kwargs: pytest.fail("weights were loaded"))
+    with pytest.raises(ModelError, match="no rotary angles that are computed; what applies"):
+        HFExtrapolate(pretrained=str(saved("gpt2")), device="cpu", extend="yarn")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,9 @@ from harness_ext.model_view import check_fits, first_line, resolve
 from harness_ext.models import probe
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
-from harness_ext.models.extensions.extension import PINNED, Extension, find_method
+from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
 from harness_ext.models.extensions.method import Subject
+from harness_ext.models.inspection import build_without_weights
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class HFExtrapolate(HFLM):
         self._lifted = self._announced = 0
         self._too_large = 0
         self._knows_outcomes = True
-        self._extension: Extension | None = None
+        self._method, self._extension = method, None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
             options["tokenizer"] = resolve(options["tokenizer"])
@@ -90,7 +91,7 @@ class HFExtrapolate(HFLM):
         if not positions.is_listed(self.model.config):
             log.warning("%s is no family that was measured beforehand; %s", self.model.config.model_type, self._probed.said)
         if method or rotary.is_recomputed(self.model):
-            self._extension = Extension(method or PINNED, self._as_subject(), numbers)
+            self._extension = Extension(method or PINNED, self._as_subject(self.model), numbers)
 
     # ------------------------------------------------------------------ lengths
 
@@ -143,11 +144,11 @@ class HFExtrapolate(HFLM):
         )
         return {**super().get_model_info(), "override": effect}
 
-    def _as_subject(self) -> Subject:
+    def _as_subject(self, model: Any) -> Subject:
         trained = self.trained_length
         if trained is None:
             raise ModelError("an extension needs the trained length, and this model's config does not say it; add trained_length=N")
-        return Subject(model=self.model, schemes=positions.read_schemes(self.model.config, self.model), trained=trained.tokens)
+        return Subject(model=model, schemes=positions.read_schemes(model.config, model), trained=trained.tokens)
 
     def _prepare(self, tokens: int, longest: int) -> None:
         """Puts the extension in effect for a prompt of `tokens`; `longest`: of these requests."""
@@ -353,6 +354,8 @@ class HFExtrapolate(HFLM):
         given = {name: options.pop(name) for name in ("rope_scaling", "rope_parameters") if options.get(name)}
         for parameters in given.values():
             options["rope_parameters"] = rotary.merge(positions.text_config(self.config).rope_parameters, parameters)
+        if self._method:  # minutes before the weights are there, where they are many
+            check_applies(self._method, self._as_subject(build_without_weights(self.config, **options)))
         super()._create_model(pretrained, *args, **options)
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:

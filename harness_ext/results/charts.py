@@ -86,7 +86,7 @@ def draw_lines(points: Sequence[Point], name: str, names: Sequence[str]) -> alt.
     legend = alt.Legend(symbolOpacity=1, symbolSize=90, symbolStrokeWidth=0)
 
     def tell_apart(channel: Any, styles: Sequence[Any]) -> Any:
-        chosen = [styles[index % len(styles)] for index in range(len(names))]
+        chosen = choose_styles(styles, len(names))
         shown = None if channel is alt.StrokeDash else legend  # a mark's outline is too short for dashes
         return channel(f"{name}:N", title=None, legend=shown).scale(domain=list(names), range=chosen)
 
@@ -101,6 +101,17 @@ def draw_lines(points: Sequence[Point], name: str, names: Sequence[str]) -> alt.
     if known:
         layers.insert(0, alt.Chart().mark_rule(color="#999999", strokeWidth=1.5).encode(x=alt.XDatum(1)))
     return alt.LayerChart(layer=layers)
+
+
+def choose_styles(styles: Sequence[Any], count: int) -> list[Any]:
+    """A style for each of `count` lines. In each round after the first, dashes and marks are other ones beside the same colour.
+
+    >>> lines = list(zip(*(choose_styles(styles, 20) for styles in (COLOURS, DASHES, MARKS))))
+    >>> len(set(lines)), lines[0] == (COLOURS[0], DASHES[0], MARKS[0])
+    (20, True)
+    """
+    step = {COLOURS: 0, DASHES: 3, MARKS: 5}[tuple(styles)]
+    return [styles[(index + index // len(COLOURS) * step) % len(styles)] for index in range(count)]
 
 
 def _length_axis(points: Sequence[Point], field: str) -> alt.X:

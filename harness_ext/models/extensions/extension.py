@@ -63,20 +63,20 @@ def find_method(name: str) -> Method:
     return found
 
 
-class Extension:
-    """A method on a model. `options`: the user's, `factor` among them.
+def check_applies(method: Method, subject: Subject) -> None:
+    """Raises ModelError where a method does not apply to a model: with the reason, and the methods that do."""
+    reason = method.why_not(subject)
+    if reason:
+        others = [name for name, other in METHODS.items() if not other.why_not(subject)]
+        known = f"what applies: {', '.join(others)}" if others else "nothing does"
+        raise ModelError(f"extend={method.name} was asked for, but {reason}; {known}")
 
-    Raises ModelError where the method does not apply: with the reason, and the methods that do.
-    """
+
+class Extension:
+    """A method on a model. `options`: the user's, `factor` among them. Raises ModelError where the method does not apply."""
 
     def __init__(self, method: Method, subject: Subject, options: Mapping[str, Any]) -> None:
-        reason = method.why_not(subject)
-        if reason:
-            others = [name for name, other in METHODS.items() if not other.why_not(subject)]
-            raise ModelError(
-                f"extend={method.name} was asked for, but {reason}; "
-                + (f"what applies: {', '.join(others)}" if others else "nothing does")
-            )
+        check_applies(method, subject)
         self.method, self.subject = method, subject
         self.factor = options.get("factor")
         if self.factor is not None and (
