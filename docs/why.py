@@ -193,7 +193,9 @@ def draw_panel(evidence: Evidence, task: str) -> alt.LayerChart:
     if ends:
         marked = alt.Chart(alt.InlineData(values=ends)).encode(x=alt.X("multiple:Q"), y=alt.Y("score:Q"))
         layers.append(marked.mark_text(text="×", fontSize=24, fontWeight="bold"))
-        layers.append(marked.mark_text(align="right", dx=-4, dy=18, lineBreak="\n").encode(text="end:N"))
+        place: dict[str, Any] = {"align": "right", "dx": -4, "dy": 18, "lineBreak": "\n"}
+        for outline in ({"stroke": "white", "strokeWidth": 4}, {}):  # a white edge first, since lines may pass under the words
+            layers.append(marked.mark_text(**place, **outline).encode(text="end:N"))
     return alt.LayerChart(layer=layers, data=alt.InlineData(values=moved))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from why_tables import Evidence, join, show_cost, show_findings, show_reach, show_small, show_state
+from why_tables import Evidence, join, show_cost, show_findings, show_reach, show_sight, show_small, show_state
 from why_verdicts import (
     ABLE,
     EXTENDED,
@@ -240,7 +240,11 @@ CLAIMS = (
         said="Transformer-XL and Memformer take inputs longer than a segment, carry a state of fixed size, and see as far as that reaches.",
         runs=("transformer-xl", "memformer"),
         checks=(_of(check_runs, "transformer-xl", "memformer"), check_state, check_sight, check_near, check_far),
-        show=(show_state, lambda evidence: show_reach(evidence, "transformer-xl", "memformer")),
+        show=(
+            show_state,
+            lambda evidence: show_sight(evidence, "transformer-xl", "memformer"),
+            lambda evidence: show_reach(evidence, "transformer-xl", "memformer"),
+        ),
         shown="figure, lines `transformer-xl` and `memformer`; the tables of bytes and distances",
     ),
     Claim(

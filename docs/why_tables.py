@@ -136,6 +136,14 @@ def show_state(evidence: Evidence) -> Iterator[str]:
     yield lay_out(["model", *(f"{tokens:,} tokens" for tokens in lengths)], rows, right=range(1, len(lengths) + 1))
 
 
+def show_sight(evidence: Evidence, *runs: str) -> Iterator[str]:
+    """How far back the last logits depend on a token at all."""
+    sight = {run: found for run, found in evidence.facts.get("sight", {}).items() if run in runs}
+    said = [f"{run} {found['farthest']:,} of {found['tokens'] - 1:,}" for run, found in sight.items()]
+    if said:
+        yield f"Tokens back to the farthest one that the last logits depend on at all, by their gradient: {join(said)}."
+
+
 def show_reach(evidence: Evidence, *runs: str) -> Iterator[str]:
     """Scores by the needle's distance, one row a model."""
     edges, located = list_edges(evidence), {run: evidence.locate(run) for run in runs}
