@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness_ext import positions
 from harness_ext.errors import ModelError
+from harness_ext.models.extensions import attention
 from harness_ext.models.extensions.extension import METHODS, Extension
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.extensions.rotary import find_rotaries
@@ -302,6 +303,11 @@ def test_a_fixed_table_grows_into_what_the_family_computes_at_that_length(family
 def test_a_method_that_does_not_apply_is_refused_with_what_does(family: str, method: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         extend(build(family), method)
+
+
+def test_an_attention_that_is_accepted_and_never_called_is_found_out() -> None:
+    with pytest.raises(ModelError, match="given another attention, and did not call it"):
+        attention.place(build("xglm"), "nothing", lambda *args, **kwargs: pytest.fail("was called"), "sdpa")
 
 
 def test_it_is_refused_before_any_weights(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:

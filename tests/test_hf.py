@@ -232,3 +232,38 @@ def test_a_rolling_window_that_does_not_fit_is_an_error_and_no_partial_sum(saved
     text = Instance("loglikelihood_rolling", {}, ("The old farmer carried a box near the river. " * 20,), 0, ("t", 0, 1))
     with pytest.raises(ModelError, match="do not fit into the memory of cpu; use a smaller max_length"):
         model.loglikelihood_rolling([text], disable_tqdm=True)
+
+
+def test_prompts_of_unlike_lengths_are_generated_in_one_call_of_hf(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its batches stay full, and `auto` probes once."""
+    calls: list[int] = []
+    generate = HFLM.generate_until
+    monkeypatch.setattr(
+        HFLM, "generate_until", lambda self, asked, **rest: calls.append(len(asked)) or generate(self, asked, **rest)
+    )
+    requests = [
+        Instance("generate_until", {}, ("The old farmer. " * count, {"until": ["@@@"], "max_gen_toks": 2}), 0, ("t", count, 1))
+        for count in (1, 5, 3)
+    ]
+    for family, expected in (("llama", [3]), ("llama-dynamic", [1, 1, 1])):
+        calls.clear()
+        model = HFExtrapolate(pretrained=str(saved(family)), device="cpu", dtype="float32", batch_size=2)
+        together = model.generate_until(requests, disable_tqdm=True)
+        assert calls == expected
+        assert together == [model.generate_until([request], disable_tqdm=True)[0] for request in requests]
+
+
+def test_an_outcome_of_one_model_does_not_stand_in_the_next_ones_results(
+    saved: Any, load: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval
+
+    task = load("passkey_extrapolate", multiples=[1, 2], depths=1, samples=1)
+    outcomes = []
+    for small in (True, False):
+        model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
+        if small:
+            fail_past(model, 300, torch.OutOfMemoryError("out of memory"), monkeypatch)
+        results = lm_eval.simple_evaluate(model=model, tasks=[task], bootstrap_iters=0)
+        outcomes.append([cell["outcome"] for cell in results["configs"]["passkey_extrapolate"]["lengths"]])
+    assert outcomes == [["measured", "out_of_memory"], ["measured", "measured"]]

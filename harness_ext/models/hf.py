@@ -105,10 +105,7 @@ class HFExtrapolate(HFLM):
     @property
     def length_limits(self) -> list[Limit]:
         """The position scheme's end, unless it is extended, and the user's `max_length`."""
-        listed = positions.is_listed(self.model.config)
-        hard = positions.read_hard_limit(self.model.config, self.model) if listed else self._probed.limit
-        if self._extension and self._extension.method.lifts_limit:
-            hard = None
+        hard = None if self._method and self._method.lifts_limit else self._probed.limit
         user = self._max_length and Limit(
             tokens=self._max_length,
             outcome="backend_limit",
@@ -182,9 +179,8 @@ class HFExtrapolate(HFLM):
         if not requests:
             return []
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
-        for _, context, continuation in requests:
-            check_fits(len(context) + len(continuation) - 1, self.length_limits)
         longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+        check_fits(longest - 1, self.length_limits)
         if self.backend != "causal":
             self._open(longest)
             self._prepare(longest, longest)
@@ -214,24 +210,27 @@ class HFExtrapolate(HFLM):
             self._lifted, self._knows_outcomes = lifted, True
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """HFLM's, prompts of one length at a time, with `max_length` lifted to them and their answers, so that nothing is cut."""
+        """HFLM's, with `max_length` lifted to the longest prompt and its answer, so that nothing is cut.
+
+        Under an extension that depends on the length, prompts of one length at a time.
+        """
         budgets = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
         sizes = [len(self.tok_encode(request.args[0])) + budget for request, budget in zip(requests, budgets, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
+        per_length = self._extension is not None and self._extension.method.per_length
+        order = sorted(range(len(requests)), key=lambda index: -sizes[index])
         answers: list[Any] = [None] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
-        for size in sorted(set(sizes), reverse=True):
-            group = [index for index, found in enumerate(sizes) if found == size]
-            self._prepare(size, longest)
-            step = self.batch_size if isinstance(self.batch_size, int) else len(group)
-            for batch in (group[start : start + step] for start in range(0, len(group), step)):
-                for index, answer in zip(
-                    batch, self._what_fits([requests[i] for i in batch], [size] * len(batch), self._generate), strict=True
-                ):
-                    answers[index] = _check_understood(requests[index], answer)
-                bar.update(len(batch))
-        bar.close()
+        for _, group in itertools.groupby(order, key=lambda index: sizes[index] if per_length else 0):
+            chosen = list(group)
+            self._prepare(sizes[chosen[0]], longest)
+            found = self._what_fits(
+                [requests[index] for index in chosen],
+                [sizes[index] for index in chosen],
+                lambda asked: list(super(HFExtrapolate, self).generate_until(list(asked), disable_tqdm=disable_tqdm)),
+            )
+            for index, answer in zip(chosen, found, strict=True):
+                answers[index] = _check_understood(requests[index], answer)
         return answers
 
     # ------------------------------------------------------------------ the forward
@@ -260,9 +259,6 @@ class HFExtrapolate(HFLM):
             return max(1, int(super()._detect_batch_size(requests, pos)) * self.max_length // longest)
         finally:
             self._lifted = lifted
-
-    def _generate(self, requests: Sequence[Instance]) -> list[str]:
-        return list(super().generate_until(list(requests), disable_tqdm=True))
 
     def _what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
         """What `run` answers to requests of `sizes` tokens; where memory runs out, to half as many at a time.

@@ -62,7 +62,6 @@ class ExtrapolateTask(HostTask):
         self.haystack = open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken))
         self._instances: list[Instance] = []
         self._answers: dict[int, Any] = {}
-        self._unmeasured: dict[int, Unmeasured] = {}
         self.bind(None)
 
     def bind(self, lm: Any) -> None:
@@ -73,6 +72,7 @@ class ExtrapolateTask(HostTask):
         self._view = ModelView(lm, self.config.metadata or {})
         self._lengths: list[Length] = []
         self._docs: list[Doc] = []
+        self._unmeasured: dict[int, Unmeasured] = {}
 
     @property
     def lengths(self) -> list[Length]:
