@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from scripted import curve
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from harness_ext import positions
@@ -29,6 +30,7 @@ LONG = 4 * LENGTH
 BASE, DIMS = 10000.0, 32
 WIDE = {"hidden_size": 128}
 FACTORS = {"short_factor": [1.0] * (DIMS // 2), "long_factor": [1.0 + i / 4 for i in range(DIMS // 2)]}
+RECOMPUTED = ("llama-dynamic", "llama-longrope", "phi3-longrope")
 IN_HALVES_AND_PAIRS = ("llama", "phi", "gpt_neox", "cohere", "glm4", "nanochat", "persimmon", "qwen3", "ernie4_5", "diffllama")
 
 
@@ -371,17 +373,69 @@ def test_a_score_does_not_depend_on_what_ran_before_or_beside_it(family: str, ar
         for (likelihood, greedy), (single, single_greedy) in zip(together._loglikelihood_tokens(order), expected, strict=True):
             assert likelihood == pytest.approx(single, abs=1e-4)
             assert greedy == single_greedy
+    for prompt, (single, _) in zip(prompts, alone, strict=True):
+        together._loglikelihood_tokens([prompt])
+        logits(together.model, 250)  # a forward that nothing was prepared for; transformers' `dynamic` keeps its frequencies
+        assert together._loglikelihood_tokens([prompt])[0][0] == pytest.approx(single, abs=1e-4)
 
 
-def test_pinned_frequencies_make_chunks_equal_to_one_forward(saved: Any) -> None:
-    model = HFExtrapolate(pretrained=str(saved("llama-dynamic")), device="cpu", dtype="float32")
+def own_at(family: str, tokens: int) -> tuple[torch.Tensor, float]:
+    """transformers' (frequencies, attention factor) of a checkpoint at a length."""
+    config = build(family).config
+    found: tuple[torch.Tensor, float] = ROPE_INIT_FUNCTIONS[config.rope_parameters["rope_type"]](
+        config, torch.device("cpu"), seq_len=tokens
+    )
+    return found
+
+
+@pytest.mark.parametrize("family", RECOMPUTED)
+def test_a_checkpoints_own_frequencies_are_those_of_each_prompts_length_whatever_runs_in_between(family: str, saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved(family)), device="cpu", dtype="float32")
+    (rotary,) = find_rotaries(model.model)
+    for tokens in (180, 40, 100):
+        frequencies, factor = own_at(family, tokens)
+        model._loglikelihood_tokens([(None, list(range(5, 4 + tokens)), [9])])
+        for between in (3, LENGTH - 1, 250):
+            logits(model.model, between)
+            assert torch.equal(rotary.frequencies, frequencies), (tokens, between)
+            assert rotary.attention_factor == pytest.approx(factor)
+    assert not torch.equal(own_at(family, 180)[0], own_at(family, 40)[0])
+
+
+@pytest.mark.parametrize("family", RECOMPUTED)
+def test_pinned_frequencies_make_chunks_equal_to_one_forward(family: str, saved: Any) -> None:
+    """The first chunk ends within the trained length, where transformers' own frequencies are not yet those of the whole."""
     ids = torch.arange(5, 205)[None]
+
+    def error(model: Any) -> float:
+        with torch.no_grad():
+            whole, cache, parts = model(ids).logits, None, []
+            for chunk in ids.split((50, 3, 147), dim=1):
+                found = model(chunk, past_key_values=cache, use_cache=True)
+                cache, parts = found.past_key_values, [*parts, found.logits]
+        return float((torch.cat(parts, dim=1) - whole).abs().max())
+
+    model = HFExtrapolate(pretrained=str(saved(family)), device="cpu", dtype="float32")
     model._loglikelihood_tokens([(None, ids[0, :-1].tolist(), [9])])  # pins to 200 tokens
-    with torch.no_grad():
-        whole = model.model(ids).logits
-        first = model.model(ids[:, :90], use_cache=True)
-        second = model.model(ids[:, 90:], past_key_values=first.past_key_values).logits
-    torch.testing.assert_close(torch.cat((first.logits, second), dim=1), whole, rtol=0, atol=2e-5)
+    assert error(model.model) <= 2e-5
+    assert error(build(family)) > 1
+
+
+@pytest.mark.parametrize("family", RECOMPUTED)
+def test_an_answer_that_grows_past_the_trained_length_has_one_set_of_frequencies(family: str, saved: Any) -> None:
+    """Decoded with a cache as it is without one, each token at the frequencies of the prompt and the whole budget."""
+    prompt, budget = "The old farmer carried a box. " * 5, 40
+    model = HFExtrapolate(pretrained=str(saved(family)), device="cpu", dtype="float32")
+    ids = model.tok_encode(prompt)
+    assert len(ids) < LENGTH < len(ids) + budget
+    request = Instance("generate_until", {}, (prompt, {"until": ["@@@"], "max_gen_toks": budget}), 0, ("t", 0, 1))
+    (answer,) = model.generate_until([request], disable_tqdm=True)
+    expected, tokens = build(family), torch.tensor([ids])
+    find_rotaries(expected)[0].pin(*own_at(family, len(ids) + budget))
+    for _ in range(budget):
+        with torch.no_grad():
+            tokens = torch.cat((tokens, expected(tokens, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+    assert answer == model.tok_decode(tokens[0, len(ids) :].tolist())
 
 
 def test_what_was_in_effect_goes_into_the_results(saved: Any, evaluate: Any) -> None:
