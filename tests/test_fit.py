@@ -13,7 +13,7 @@ from tokenizers_here import KINDS, make_tokenizer
 
 from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.fit import Filler, Fitted, fit
+from harness_ext.sweep.fit import DEPARTURE, Filler, Fitted, aim, fit
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.needle import Document
 from harness_ext.sweep.prompts import Prompts
@@ -76,7 +76,9 @@ def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tu
         outside = functools.reduce(lambda text, needle: text.replace(needle, ""), document.needles, fitted.body)
         assert value not in outside
     longest = max(len(sentence) for sentence in re.split(r"(?<=\.)\s", filler))
-    assert abs(fitted.depths[document.target] - depth) <= 2 * longest / max(1, len(filler) - sum(map(len, document.needles)))
+    assert abs(fitted.depths[document.target] - depth) <= DEPARTURE + 2 * longest / max(
+        1, len(filler) - sum(map(len, document.needles))
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,7 +91,68 @@ def test_the_depth_recorded_is_where_the_needle_stands_by_tokens(
     before, after = (len(make_tokenizer(kind).encode(text, add_special_tokens=False)) for text in filler.split(document.needles[0]))
     assert fitted.depths == (pytest.approx(before / (before + after), abs=0.01),)
     longest = max(len(make_tokenizer(kind).encode(sentence)) for sentence in filler.split(". "))
-    assert abs(fitted.depths[0] - depth) <= (longest / 2 + 3) / (before + after)
+    assert abs(fitted.depths[0] - depth) <= DEPARTURE + (longest / 2 + 3) / (before + after)
+
+
+@given(st.integers(100, 100_000), st.integers(1, 100), st.lists(st.floats(0, 1), min_size=2, max_size=2, unique=True))
+def test_a_needle_is_put_near_its_depth_and_never_past_a_deeper_one(length: int, bare: int, depths: list[float]) -> None:
+    low, high = (aim(length, bare, depth) for depth in sorted(depths))
+    assert low <= high
+    for depth, target in zip(sorted(depths), (low, high), strict=True):
+        assert abs(target - depth * (length - bare)) <= (DEPARTURE + 1e-9) * (length - bare)
+    assert aim(length, bare, 1.0) == length - bare
+
+
+def as_encoded(kind: str, document: Document, fitted: Fitted) -> tuple[str, list[int]]:
+    """The prompt up to its question, and its tokens without the tokenizer's own at the ends."""
+    text = frame(kind).context(fitted.body, document).rpartition(document.question)[0]
+    return text, make_tokenizer(kind).encode(text, add_special_tokens=False)
+
+
+def count_shared(one: list[int], other: list[int]) -> int:
+    return next(
+        (index for index, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
+    )
+
+
+MERGED = 3
+"""Tokens at a seam that may join what stands before and after it."""
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(KINDS), st.sampled_from(TASKS), st.sampled_from(HAYSTACKS), st.integers(0, 3),
+    st.floats(0, 0.7), st.floats(0, 1), st.integers(2500, 5000),
+)  # fmt: skip
+def test_prompts_of_a_sample_and_length_are_the_same_up_to_the_earlier_of_their_needles(
+    kind: str, name: str, haystack: str, seed: int, early: float, late: float, extra: int
+) -> None:
+    length = shortest(kind, name, haystack, seed) + extra
+    made = [build(kind, name, haystack, seed, depth, length) for depth in (early, late)]
+    (one, ids), (other, other_ids) = (as_encoded(kind, *prompt) for prompt in made)
+    place = min(text.index(document.needles[document.target]) for text, (document, _) in zip((one, other), made, strict=True))
+    before = one[:place].rstrip()  # a line break in the one may be a space in the other
+    assert other.startswith(before)
+    assert count_shared(ids, other_ids) >= len(make_tokenizer(kind).encode(before, add_special_tokens=False)) - MERGED
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from(KINDS), st.sampled_from(("passkey", "niah_single", "copy")), st.sampled_from(HAYSTACKS), st.integers(0, 3),
+    st.floats(0, 0.7), st.integers(1500, 3000),
+)  # fmt: skip
+def test_a_prompt_begins_as_the_one_of_half_its_length_at_twice_its_depth_wherever_that_is_near_its_depth(
+    kind: str, name: str, haystack: str, seed: int, depth: float, extra: int
+) -> None:
+    bare = shortest(kind, name, haystack, seed)
+    # Half the length at twice the depth is depth · bare off; half of DEPARTURE is left for what the shorter prompt is off itself.
+    length = max(bare + extra, int(depth * bare / DEPARTURE))
+    short, long = build(kind, name, haystack, seed, depth, length), build(kind, name, haystack, seed, depth / 2, 2 * length)
+    (one, ids), (other, other_ids) = as_encoded(kind, *short), as_encoded(kind, *long)
+    needle = short[0].needles[0]
+    assert one[: one.index(needle)] == other[: other.index(needle)]
+    through = one[: one.index(needle) + len(needle)]
+    assert count_shared(ids, other_ids) >= len(make_tokenizer(kind).encode(through, add_special_tokens=False)) - MERGED
 
 
 def test_each_sample_has_a_haystack_of_its_own_and_keeps_it_at_every_length_and_depth() -> None:

@@ -83,6 +83,31 @@ def test_values_have_one_width_and_differ_between_samples(evaluate: Any) -> None
     assert {len(answer) for _, answer in answers} == {5}
 
 
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("passkey", 0.47),
+        ("niah_single", 0.52),
+        ("niah_multikey", 0.60),
+        ("niah_multivalue", 0.59),
+        ("niah_multiquery", 0.60),
+        ("copy", 0.53),
+    ],
+)
+def test_of_the_tokens_of_a_default_sweep_only_a_part_is_distinct(load: Any, name: str, share: float) -> None:
+    tokenizer = make_tokenizer("byte")
+    task = load(f"{name}_extrapolate", tokenizer=tokenizer, lengths=[1000, 2000, 4000], samples=1, max_length=4000)
+    task.build_all_requests()
+    rows = [tokenizer.encode("".join(instance.args), add_special_tokens=False) for instance in task.instances]
+    assert sum(map(len, rows)) == 10 * (999 + 1999 + 3999)
+    nodes: dict[tuple[int, int], int] = {}
+    for row in rows:
+        node = 0
+        for token in row:
+            node = nodes.setdefault((node, token), len(nodes) + 1)
+    assert len(nodes) / sum(map(len, rows)) == pytest.approx(share, abs=0.01)
+
+
 @pytest.mark.parametrize("limit", [1, 3, 7, 15])
 def test_a_limit_takes_that_many_prompts_balanced_over_lengths_and_depths(evaluate: Any, limit: int) -> None:
     model = Scripted(lambda *_: True, 10_000)

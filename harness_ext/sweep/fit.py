@@ -3,7 +3,7 @@
 The haystack is tokenised once, sentence by sentence; a prompt is planned from those counts, put together, and counted as a
 whole by the model's own tokenizer. What the plan missed (tokenizers that merge across sentences, a line break more) is
 corrected and counted again, until the count is L. Whole sentences make up the difference; where no choice of them can (a
-few tokens are left over), the first line is drawn out by a few neutral words, or by a piece of one.
+few tokens are left over), the last sentence of the filler is drawn out by a few neutral words, or by a piece of one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ SLACKS = (0, 4, 16, 48)
 """Tokens to leave for neutral words, where whole sentences do not come out."""
 MAX_PADDING = 1024
 """Tokens of neutral words at most."""
+DEPARTURE = 0.02
+"""Of all filler: how far from its depth a needle may be put to stand where it stands in a prompt of half the length. Less than
+a fifth of the 0.11 between neighbours of the default depths, so that no cell is mistaken for its neighbour."""
 
 
 class Tokenizer(Protocol):
@@ -94,24 +97,42 @@ def count_bare(document: Document, tokenizer: Tokenizer) -> int:
     return tokenizer.count_prompt(assemble(document, [], [0] * len(document.needles)), document)
 
 
+def aim(length: float, bare: int, depth: float) -> float:
+    """Tokens of filler that should stand before a needle at `depth`, in a prompt of `length` tokens of which `bare` are no filler.
+
+    Where that is within `DEPARTURE`, as many as in the prompt of half the length at twice the depth, so that the two prompts
+    begin with the same tokens up to there: what a model computes of them can be computed once.
+
+    >>> aim(512, 72, 1.0), aim(1024, 72, 0.5), aim(2048, 72, 0.25), aim(4096, 72, 0.125)
+    (440.0, 476.0, 476.0, 476.0)
+    """
+    filler = length - bare
+    if depth <= 0.5 and length / 2 > bare:
+        shared = aim(length / 2, bare, 2 * depth)
+        if abs(shared / filler - depth) <= DEPARTURE:
+            return shared
+    return depth * filler
+
+
 def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
-    """`document` filled up to exactly `length` tokens.
+    """`document` filled up to exactly `length` tokens, its needles where `aim` says.
 
     Raises LengthError where `length` is too short for the document's own text, or where this tokenizer admits no prompt of
     exactly that length.
     """
     bare = count_bare(document, tokenizer)
-    if bare == length:
-        return _build(document, filler, NOTHING, tokenizer)
     if bare > length:
         raise LengthError(
             f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more"
         )
+    targets = [aim(length, bare, depth) for depth in document.depths]
+    if bare == length:
+        return _build(document, filler, NOTHING, targets, tokenizer)
     budget, tried, short = length - bare, {0}, {bare: NOTHING}
     while budget not in tried and len(tried) <= ATTEMPTS:
         tried.add(budget)
         chosen = _choose(filler, budget)
-        fitted = _build(document, filler, chosen, tokenizer)
+        fitted = _build(document, filler, chosen, targets, tokenizer)
         if fitted.prompt_tokens == length:
             return fitted
         if fitted.prompt_tokens < length:
@@ -120,9 +141,9 @@ def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -
     longest = max(short)
     for slack in SLACKS:
         chosen = short[longest] if not slack else _choose(filler, max(0, longest - bare - slack))
-        fitted = _build(document, filler, chosen, tokenizer)
+        fitted = _build(document, filler, chosen, targets, tokenizer)
         for padding in _paddings(length - fitted.prompt_tokens, tokenizer):
-            fitted = _build(document, filler, chosen, tokenizer, padding)
+            fitted = _build(document, filler, chosen, targets, tokenizer, padding)
             if fitted.prompt_tokens == length:
                 return fitted
     raise LengthError(f"no prompt of exactly {length} tokens could be made with this tokenizer; ask for another length")
@@ -171,11 +192,14 @@ def _make_change(filler: Filler, start: int, amount: int) -> list[int] | None:
     return picked[::-1]
 
 
-def _build(document: Document, filler: Filler, choice: Choice, tokenizer: Tokenizer, padding: str = "") -> Fitted:
+def _build(
+    document: Document, filler: Filler, choice: Choice, targets: Sequence[float], tokenizer: Tokenizer, padding: str = ""
+) -> Fitted:
+    """The document with these sentences, needle i at the boundary nearest to `targets[i]` tokens of filler."""
     ends = filler.ends[: choice.lead + 1]
     ends += itertools.accumulate(map(filler.cost, choice.tail), initial=ends.pop())
     sentences = filler.texts[: choice.lead] + [filler.texts[index] for index in choice.tail]
-    places = [find_boundary(ends, depth * ends[-1]) for depth in document.depths]
+    places = [find_boundary(ends, target) for target in targets]
     body = assemble(document, sentences, places, padding)
     return Fitted(
         body=body,
@@ -191,7 +215,12 @@ def find_boundary(ends: list[int], target: float) -> int:
 
 
 def assemble(document: Document, sentences: list[str], places: list[int], padding: str = "") -> str:
-    """The document's text, needle i before sentence `places[i]`: description, filler and needles, question."""
+    """The document's text, needle i before sentence `places[i]`: description, filler and needles, question.
+
+    `padding` draws out the last sentence, so that prompts that are padded differently begin alike; without filler, the first line.
+    """
+    head = document.head if sentences else document.head + padding
+    sentences = [*sentences[:-1], sentences[-1] + padding] if sentences else []
     order = sorted(range(len(places)), key=lambda needle: places[needle])
     parts: list[str] = []
     start = 0
@@ -200,7 +229,7 @@ def assemble(document: Document, sentences: list[str], places: list[int], paddin
         start = place
     parts.append(" ".join(sentences[start:]))
     filled = (" " if document.inline else "\n").join(part for part in parts if part)
-    return "\n".join(part for part in ((document.head + padding).strip(), filled, document.question) if part)
+    return "\n".join(part for part in (head.strip(), filled, document.question) if part)
 
 
 def _paddings(missing: int, tokenizer: Tokenizer) -> Iterator[str]:

@@ -65,7 +65,7 @@ def draw_facts(spec: TaskSpec, values: Iterator[str], rng: random.Random) -> Fac
 
 
 def build_document(spec: TaskSpec, facts: Facts, depth: float, rng: random.Random) -> Document:
-    """The document that hides `facts`: one asked-for needle at `depth`, the others anywhere.
+    """The document that hides `facts`: one asked-for needle at `depth`, the others anywhere, as `rng` draws.
 
     Several values of one key are expected in the order of the text, so their depths are dealt out in that order.
     """

@@ -39,7 +39,7 @@ class Prompts:
 
     def document(self, sample: int, depth: float) -> Document:
         """The sample's text without filler."""
-        return build_document(self.spec, self.facts(sample), depth, self._rng("depths", sample, depth))
+        return build_document(self.spec, self.facts(sample), depth, self._rng("depths", sample))
 
     def count_bare(self) -> int:
         """Tokens of the longest of all samples without filler: no length below it can be asked for."""
