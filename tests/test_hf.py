@@ -87,11 +87,14 @@ def test_max_length_is_a_limit_and_never_a_truncation(saved: Any) -> None:
         HFExtrapolate(pretrained=str(saved("llama")), truncation=True)
 
 
-def test_only_the_scored_logits_are_computed(saved: Any) -> None:
-    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_the_scored_logits_are_computed(exact: bool, saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", exact=exact)
+    prompts = [(None, [7] * 50, [9, 8, 7])]
+    model._loglikelihood_tokens(prompts)
     seen: list[int] = []
     model.model.get_output_embeddings().register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
-    model._loglikelihood_tokens([(None, [7] * 50, [9, 8, 7])])
+    model._loglikelihood_tokens(prompts)
     assert seen == [3]
 
 
@@ -173,12 +176,13 @@ def test_an_unreadable_tokenizer_is_one_error_before_any_weights(
 
 
 def fail_past(model: HFExtrapolate, tokens: int, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on a forward over more than `tokens` tokens, all rows together, raises `error`, as an allocator does."""
+    """From now on a forward that holds more than `tokens` tokens, all rows and what they have cached together, raises `error`."""
     forward = model.model.forward
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs["input_ids"]
-        if ids.numel() > tokens:
+        past = kwargs.get("past_key_values")
+        if ids.numel() + len(ids) * (past.get_seq_length() if past is not None else 0) > tokens:
             raise error
         return forward(*args, **kwargs)
 
@@ -234,23 +238,20 @@ def test_a_rolling_window_that_does_not_fit_is_an_error_and_no_partial_sum(saved
         model.loglikelihood_rolling([text], disable_tqdm=True)
 
 
-def test_prompts_of_unlike_lengths_are_generated_in_one_call_of_hf(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that its batches stay full, and `auto` probes once."""
-    calls: list[int] = []
-    generate = HFLM.generate_until
-    monkeypatch.setattr(
-        HFLM, "generate_until", lambda self, asked, **rest: calls.append(len(asked)) or generate(self, asked, **rest)
-    )
+@pytest.mark.parametrize("family", ["llama", "llama-dynamic", "mamba2", "qwen3_next", "mamba"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_answers_generated_from_a_shared_beginning_are_those_of_hf(family: str, batch_size: int, saved: Any) -> None:
+    hay = "The old farmer carried a box near the river. "
+    contexts = [hay * 2, hay * 2 + "The box", hay * 2 + "The hat", hay + "A box", hay * 2, "One"]
     requests = [
-        Instance("generate_until", {}, ("The old farmer. " * count, {"until": ["@@@"], "max_gen_toks": 2}), 0, ("t", count, 1))
-        for count in (1, 5, 3)
+        Instance("generate_until", {}, (context, {"until": ["@@@"], "max_gen_toks": 5}), 0, ("t", index, 1))
+        for index, context in enumerate(contexts)
     ]
-    for family, expected in (("llama", [3]), ("llama-dynamic", [1, 1, 1])):
-        calls.clear()
-        model = HFExtrapolate(pretrained=str(saved(family)), device="cpu", dtype="float32", batch_size=2)
-        together = model.generate_until(requests, disable_tqdm=True)
-        assert calls == expected
-        assert together == [model.generate_until([request], disable_tqdm=True)[0] for request in requests]
+    options = {"pretrained": str(saved(family)), "device": "cpu", "dtype": "float32"}
+    ours = HFExtrapolate(**options, batch_size=batch_size)
+    assert ours.generate_until(requests, disable_tqdm=True) == [
+        HFExtrapolate(**options, exact=True).generate_until([request], disable_tqdm=True)[0] for request in requests
+    ]
 
 
 def test_an_outcome_of_one_model_does_not_stand_in_the_next_ones_results(

@@ -1,7 +1,7 @@
 """`hf-extrapolate`: lm_eval's `hf`, run past the length that the model was trained on.
 
-What differs from `HFLM`: prompts are never truncated (one that does not fit is an error, before any forward); logits are
-computed only where an answer is scored; a tokenizer that ends each text with EOS is told not to, since the answer follows;
+What differs from `HFLM`: prompts are never truncated (one that does not fit is an error, before any forward); each distinct
+token of all prompts is computed once, in chunks, and logits only where an answer is scored; a tokenizer that ends each text with EOS is told not to, since the answer follows;
 `extend=` puts an inference-time extension in effect, and proves it; memory that runs out is an outcome and no crash.
 Everything else (dtype, device_map, parallelize, revision, peft, …) is HFLM's. Within the trained length the scores are
 HFLM's too: the tests hold them together.
@@ -9,20 +9,16 @@ HFLM's too: the tests hold them together.
 
 from __future__ import annotations
 
-import gc
-import inspect
+import functools
 import itertools
 import logging
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
-from tqdm import tqdm
 
 from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
@@ -33,16 +29,20 @@ from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
 from harness_ext.models.extensions.method import Subject
+from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
+from harness_ext.models.memory import Memory
+from harness_ext.models.prefix_tree import Batch, Schedule
+from harness_ext.models.reader import Answer, Reader
+from harness_ext.models.state import State
 
 log = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """lm_eval's: (key for its cache, context tokens, continuation tokens)."""
-Answer = tuple[float, bool] | Unmeasured
-"""(log-likelihood, is greedy)."""
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch's allocators say, beside raising OutOfMemoryError on some devices."""
+CHUNK = {"cpu": 512}
+"""Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
+ELSEWHERE = 2048
 
 
 class HFExtrapolate(HFLM):
@@ -50,7 +50,8 @@ class HFExtrapolate(HFLM):
 
     `trained_length`: tokens; read from the config where not given. `max_length`: the longest prompt to run; without it, as
     long as the position scheme goes. `pretrained=reference/NAME` names an embedded model. `extend`: a method of
-    `extensions.extension.METHODS`, its options (`factor` and its own) beside it. Other arguments are HFLM's.
+    `extensions.extension.METHODS`, its options (`factor` and its own) beside it. `exact=True`: every prompt whole, in one forward
+    that shares nothing with others. `chunk`: tokens read at a time. Other arguments are HFLM's.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class HFExtrapolate(HFLM):
         trained_length: int | None = None,
         max_length: int | None = None,
         extend: str | None = None,
+        exact: bool = False,
+        chunk: int | None = None,
         **options: Any,
     ) -> None:
-        for name, value in (("trained_length", trained_length), ("max_length", max_length)):
+        for name, value in (("trained_length", trained_length), ("max_length", max_length), ("chunk", chunk)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ModelError(f"{name}: found {value!r}; expected a whole number of tokens from 1")
         if options.pop("truncation", False):
@@ -73,8 +76,8 @@ class HFExtrapolate(HFLM):
             raise ModelError(f"factor={numbers['factor']} was given, and no method that it is for; add extend=NAME")
         self._given_length = trained_length
         self._lifted = self._announced = 0
-        self._too_large = 0
         self._knows_outcomes = True
+        self._state: State | None = None
         self._method, self._extension = method, None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
@@ -84,6 +87,14 @@ class HFExtrapolate(HFLM):
             options["device"] = found.type if found else "cpu"
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
+        self._memory = Memory(self.device)
+        self._reader = Reader(
+            Forward(self.model, self.device, self.mixed_precision_dtype),
+            self._memory,
+            chunk=chunk or CHUNK.get(self.device.type, ELSEWHERE),
+            trained=self._window,
+            exact=exact,
+        )
         warning = positions.find_rounding(self.model.config, str(self.model.dtype))
         if warning:
             log.warning("%s", warning)
@@ -135,11 +146,11 @@ class HFExtrapolate(HFLM):
     # ------------------------------------------------------------------ extension
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's, for the results file, and what was in effect: read from the modules, before and after."""
+        """HFLM's, for the results file, what was in effect (read from the modules, before and after), and the tokens asked and computed."""
         effect = (
             self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
         )
-        return {**super().get_model_info(), "override": effect}
+        return {**super().get_model_info(), "override": effect, "reading": self._reader.describe()}
 
     def _as_subject(self, model: Any) -> Subject:
         trained = self.trained_length
@@ -179,24 +190,36 @@ class HFExtrapolate(HFLM):
         if not requests:
             return []
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
-        longest = max(len(context) + len(continuation) for _, context, continuation in requests)
+        sizes = [len(context) + len(continuation) for _, context, continuation in requests]
+        longest = max(sizes)
         check_fits(longest - 1, self.length_limits)
         if self.backend != "causal":
             self._open(longest)
             self._prepare(longest, longest)
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
+        self._prepare(longest, longest)
+        groups = self._group(sizes)
+        schedules = [self._plan([requests[index] for index in group], override_bs) for group in groups]
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
-        for batch in self._batches(requests, override_bs):
-            sizes = [len(context) + len(continuation) for _, context, continuation in (requests[index] for index in batch)]
-            self._prepare(max(sizes), longest)
-            for index, answer in zip(batch, self._what_fits([requests[i] for i in batch], sizes, self._score), strict=True):
-                answers[index] = answer
-                if requests[index][0] is not None and not isinstance(answer, Unmeasured):
-                    self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-            bar.update(len(batch))
-        bar.close()
+        with self._reader.open_bar("loglikelihood", schedules, quiet=disable_tqdm or self.rank != 0) as bar:
+            for group, schedule in zip(groups, schedules, strict=True):
+                self._prepare(sizes[group[0]], longest)
+                asked = [requests[index] for index in group]
+                found = self._reader.score(
+                    [[*context, *continuation] for _, context, continuation in asked],
+                    schedule,
+                    bar,
+                    write=functools.partial(self._write, asked),
+                )
+                for index, answer in zip(group, found, strict=True):
+                    answers[index] = self._check_known(answer)
         return answers
+
+    def _write(self, requests: Sequence[Request], answers: dict[int, Answer]) -> None:
+        """Finished answers into lm_eval's cache."""
+        for index, answer in answers.items():
+            if requests[index][0] is not None:
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
@@ -212,45 +235,75 @@ class HFExtrapolate(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         """HFLM's, with `max_length` lifted to the longest prompt and its answer, so that nothing is cut.
 
-        Under an extension that depends on the length, prompts of one length at a time.
+        Greedy answers go on from what prompts share; sampled ones and beams are HFLM's own.
         """
-        budgets = [normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"] for request in requests]
-        sizes = [len(self.tok_encode(request.args[0])) + budget for request, budget in zip(requests, budgets, strict=True)]
+        settings = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
+        contexts = [self.tok_batch_encode([request.args[0]])[0][0].tolist() for request in requests]
+        sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
-        per_length = self._extension is not None and self._extension.method.per_length
-        order = sorted(range(len(requests)), key=lambda index: -sizes[index])
         answers: list[Any] = [None] * len(requests)
-        for _, group in itertools.groupby(order, key=lambda index: sizes[index] if per_length else 0):
-            chosen = list(group)
-            self._prepare(sizes[chosen[0]], longest)
-            found = self._what_fits(
-                [requests[index] for index in chosen],
-                [sizes[index] for index in chosen],
-                lambda asked: list(super(HFExtrapolate, self).generate_until(list(asked), disable_tqdm=disable_tqdm)),
-            )
-            for index, answer in zip(chosen, found, strict=True):
+        for group in self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings]):
+            self._prepare(sizes[group[0]], longest)
+            chosen, asked = [requests[index] for index in group], settings[group[0]]
+            if self.backend == "causal" and _is_greedy(asked) and self._reader.generates:
+                found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
+            else:
+                found = self._memory.what_fits(
+                    chosen,
+                    [sizes[index] for index in group],
+                    lambda part: list(super(HFExtrapolate, self).generate_until(list(part), disable_tqdm=disable_tqdm)),
+                )
+            for index, answer in zip(group, found, strict=True):
                 answers[index] = _check_understood(requests[index], answer)
         return answers
 
-    # ------------------------------------------------------------------ the forward
+    def _generate(self, contexts: Sequence[list[int]], requests: Sequence[Instance], budget: int, *, quiet: bool) -> list[Any]:
+        """Greedy answers, each from what its prompt shares with others, by HFLM's own generation."""
+        rows = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+        batch = Batch(rows=rows, tokens=rows * (self._window if self.batch_size == "auto" else max(map(len, contexts))), equal=True)
+        schedule = self._reader.plan(contexts, [len(context) - 1 for context in contexts], batch, apart=True)
+        own: Any = self.batch_size_per_gpu  # type: ignore[has-type]
 
-    def _batches(self, requests: Sequence[Request], override: int | None) -> Iterator[list[int]]:
-        """Indices of requests, longest first, in batches of `batch_size`.
+        def answer(indices: Sequence[int], state: State | None) -> list[str]:
+            self.batch_size_per_gpu, self._state = len(indices), state
+            try:
+                return list(super(HFExtrapolate, self).generate_until([requests[index] for index in indices], disable_tqdm=True))
+            finally:
+                self.batch_size_per_gpu, self._state = own, None
 
-        `auto` needs no probing forward: the longest prompt has to fit anyway, so shorter ones may fill as many tokens. Under an
-        extension that depends on the length, a batch has one length.
-        """
-        sizes = [len(context) + len(continuation) for _, context, continuation in requests]
-        order = sorted(range(len(requests)), key=lambda i: (-sizes[i], requests[i][1]))
-        while order:
-            count = override or self.batch_size
-            if count == "auto" or not count:
-                count = min(self.max_batch_size, max(1, max(sizes) // sizes[order[0]]))
-            if self._extension and self._extension.method.per_length:
-                count = min(count, sum(sizes[index] == sizes[order[0]] for index in order))
-            batch, order = order[:count], order[count:]
-            yield batch
+        with self._reader.open_bar(
+            "generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget * len(requests)
+        ) as bar:
+            return list(self._reader.generate(contexts, schedule, bar, budget, answer))
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        """HFLM's, from the state that holds the beginning of the rows of context (rows, tokens)."""
+        held = self._state.arguments() if self._state else {}
+        given = {name: value for name, value in held.items() if name != "use_cache"}
+        with torch.inference_mode():  # as what is held was made in
+            tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options, **given)
+        return tokens
+
+    # ------------------------------------------------------------------ what is read together
+
+    def _group(self, sizes: Sequence[int], kinds: Sequence[str] = ()) -> list[list[int]]:
+        """Indices of requests that may share, longest first: of one kind, and of one size under what depends on the length."""
+        per_length = self._extension is not None and self._extension.method.per_length
+        groups: dict[tuple[str, int], list[int]] = {}
+        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            groups.setdefault((kinds[index] if kinds else "", sizes[index] if per_length else 0), []).append(index)
+        return list(groups.values())
+
+    def _plan(self, requests: Sequence[Request], override: int | None) -> Schedule:
+        """The schedule for requests. `auto` needs no probing forward: the longest has to fit anyway, so shorter ones may fill as many tokens."""
+        sequences = [[*context, *continuation][:-1] for _, context, continuation in requests]
+        count, longest = override or self.batch_size, max(map(len, sequences))
+        if count == "auto" or not count:
+            batch = Batch(rows=self.max_batch_size, tokens=longest)
+        else:
+            batch = Batch(rows=int(count), tokens=int(count) * longest)
+        return self._reader.plan(sequences, [len(context) - 1 for _, context, _ in requests], batch)
 
     def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
         """HFLM's probe (for generation and rolling windows), at the trained length and not at what tasks have lifted it to."""
@@ -260,79 +313,11 @@ class HFExtrapolate(HFLM):
         finally:
             self._lifted = lifted
 
-    def _what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
-        """What `run` answers to requests of `sizes` tokens; where memory runs out, to half as many at a time.
-
-        One that does not fit alone is answered by the outcome `out_of_memory`.
-        """
-        answers = self._unless_out_of_memory(max(sizes) * len(requests), lambda: run(requests))
-        if not isinstance(answers, Unmeasured):
-            return list(answers)
-        if len(requests) == 1 and not self._knows_outcomes:
-            raise ModelError(f"{answers.reason}; use a smaller max_length or a lower precision")
-        if len(requests) == 1:
-            return [answers]
-        half = (len(requests) + 1) // 2
-        return self._what_fits(requests[:half], sizes[:half], run) + self._what_fits(requests[half:], sizes[half:], run)
-
-    def _unless_out_of_memory(self, tokens: int, run: Callable[[], Any]) -> Any:
-        """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again."""
-        if not self._too_large or tokens < self._too_large:
-            try:
-                return run()
-            except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
-                if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not OUT_OF_MEMORY.search(str(error)):
-                    raise
-                self._too_large = tokens
-                log.warning("%d tokens at once do not fit into the memory of %s: %s", tokens, self.device, first_line(error))
-            gc.collect()  # outside the handler, which holds the failed forward's tensors
-            if torch.accelerator.is_available():
-                torch.accelerator.empty_cache()
-        reason = f"{tokens} tokens do not fit into the memory of {self.device}"
-        return Unmeasured(outcome="out_of_memory", reason=reason)
-
-    @torch.inference_mode()
-    def _score(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """One forward over right-padded rows, without a mask, as HFLM does it: a causal model's rows do not see their padding."""
-        rows = [torch.tensor([*context, *continuation][:-1]) for _, context, continuation in requests]
-        width = max(len(row) for row in rows)
-        tokens = torch.stack([F.pad(row, (0, width - len(row))) for row in rows]).to(self.device)
-        keep = max(width - len(row) + len(continuation) for row, (_, _, continuation) in zip(rows, requests, strict=True))
-        logits = self._last_logits(tokens, keep)
-        answers = []
-        for row, (_, _, continuation), last in zip(rows, requests, logits, strict=True):
-            end = len(row) - (width - keep)
-            scores = F.log_softmax(last[end - len(continuation) : end].float(), dim=-1)
-            target = torch.tensor(continuation, device=scores.device)
-            likelihood = scores.gather(1, target[:, None]).sum()
-            answers.append((float(likelihood), bool((scores.argmax(-1) == target).all())))
-        return answers
-
-    def _last_logits(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-        """Logits of the last `keep` positions, (batch, keep, vocabulary), from tokens (batch, tokens).
-
-        The output layer is given those positions only. It is applied position by position, so the logits are the same; what
-        is saved is tokens × vocabulary floats, most of the memory of a long prompt.
-        """
-
-        def keep_last(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not args or args[0].shape[:2] != tokens.shape:
-                return None  # sliced already, or laid out in a way of its own
-            return (args[0][:, -keep:], *args[1:])
-
-        try:
-            head = self.model.get_output_embeddings()
-        except (AttributeError, NotImplementedError):
-            head = None
-        hook = head.register_forward_pre_hook(keep_last) if head is not None else None
-        cache = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
-        try:
-            with torch.autocast(self.device.type, dtype=self.mixed_precision_dtype, enabled=self.mixed_precision_dtype is not None):
-                logits: torch.Tensor = self.model(tokens, **cache).logits
-        finally:
-            if hook is not None:
-                hook.remove()
-        return logits[:, -keep:]
+    def _check_known(self, answer: Answer) -> Answer:
+        """The answer. Raises ModelError for an outcome in the middle of what would be summed up."""
+        if isinstance(answer, Unmeasured) and not self._knows_outcomes:
+            raise ModelError(f"{answer.reason}; use a smaller max_length or a lower precision")
+        return answer
 
     # ------------------------------------------------------------------ loading
 
@@ -403,6 +388,11 @@ class HFExtrapolate(HFLM):
         ids, mask = super().tok_batch_encode(strings, **options)
         appended = getattr(self, "_appended", 0)
         return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
+
+
+def _is_greedy(asked: dict[str, Any]) -> bool:
+    """Whether generation arguments ask for the one answer that is always the same."""
+    return not asked.get("do_sample") and not asked.get("temperature") and asked.get("num_beams", 1) == 1
 
 
 def _check_understood(request: Instance, answer: Any) -> Any:

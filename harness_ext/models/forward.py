@@ -1,0 +1,237 @@
+"""A causal model run over a schedule: chunk by chunk, on what it has read already, with logits only where they are scored."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness_ext.models import memory
+from harness_ext.models.prefix_tree import Read, Step
+from harness_ext.models.state import State
+
+SCORES = 2**26
+"""Logits held at a time, in float32: 256 MB."""
+Found = TypeVar("Found")
+SMALLEST_CHUNK = 64
+"""Tokens; where a chunk of so many does not fit, none does."""
+
+
+class Forward:
+    """A model's forward, for a chunk of tokens, on a state."""
+
+    def __init__(self, model: Any, device: torch.device, autocast: torch.dtype | None = None) -> None:
+        self.model, self.device, self.autocast = model, device, autocast
+        self._parameters = inspect.signature(model.forward).parameters
+        try:
+            self._head = model.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            self._head = None
+        size = getattr(self._head, "weight", None)
+        self.vocabulary = int(size.shape[0]) if size is not None else 2**16
+        self.takes_positions = "position_ids" in self._parameters
+        self._wanted: Tensor | None = None
+        self._shape: tuple[int, ...] = ()
+        if self._head is not None:
+            self._head.register_forward_pre_hook(self._pick)
+
+    def __call__(self, tokens: Tensor, state: State | None, wanted: Sequence[int], positions: Tensor | None = None) -> Tensor:
+        """Logits (rows, wanted, vocabulary) at the columns `wanted` of tokens (rows, columns), read on top of `state`.
+
+        The output layer is given those columns only. It is applied position by position, so the logits are the same; what is
+        saved is tokens × vocabulary floats, most of the memory of a long prompt.
+        """
+        given: dict[str, Any] = state.arguments() if state is not None else {"use_cache": False}
+        if "use_cache" not in self._parameters:
+            given.pop("use_cache")
+        if positions is not None:
+            given["position_ids"] = positions.to(self.device)
+        columns = torch.tensor(list(wanted) or [tokens.shape[1] - 1])
+        self._wanted, self._shape = columns, tuple(tokens.shape)
+        try:
+            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+                output = self.model(tokens.to(self.device, non_blocking=True), **given)
+        finally:
+            self._wanted = None
+        if state is not None:
+            state.take(output)
+        logits: Tensor = output.logits
+        return logits if logits.shape[1] == len(columns) else logits[:, columns.to(logits.device)]
+
+    def _pick(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """What the output layer is given in place of all columns. Nothing is changed where they are laid out in a way of their own."""
+        if self._wanted is None or not args or tuple(args[0].shape[:2]) != self._shape:
+            return None
+        return (args[0][:, self._wanted.to(args[0].device, non_blocking=True)], *args[1:])
+
+
+class Run:
+    """The steps of a schedule, run in their order on one state, and what they score.
+
+    `sequences`: the tokens of each request; the last one is scored, or generated from, and never read. `make`: a fresh state, or
+    None for a model that can go on from nothing: then every step is read whole. `progress`: told (start, stop, rows) of each
+    chunk that was read.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        sequences: Sequence[Sequence[int]],
+        make: Callable[[], State] | None,
+        chunk: int,
+        progress: Callable[[int, int, int], None] = lambda start, stop, rows: None,
+    ) -> None:
+        self.forward, self.make, self.chunk, self.progress = forward, make, chunk, progress
+        self.sequences = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+        self.done = 0
+        """Position up to which the last step was read."""
+        self._limit = max(1, SCORES // forward.vocabulary)
+        self._likelihoods = self._misses = torch.zeros(len(sequences))
+        self.forget()
+
+    def answers(self) -> list[tuple[float, bool]]:
+        """(log-likelihood, whether every token is the most likely) of each sequence, as far as its steps have been run."""
+        return list(zip(self._likelihoods.tolist(), (self._misses == 0).tolist(), strict=True))
+
+    def forget(self) -> None:
+        """Drops everything that is held; a later step reads it again."""
+        self._state: State | None = None
+        self._held = np.empty(0, dtype=np.int64)
+        self._aside: dict[int, tuple[State, np.ndarray]] = {}
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> None:
+        """One step. Where memory runs out, in smaller chunks; raises what the allocator raises where the smallest does not fit."""
+        if self.make is None or len(step.rows) > 1:
+            self._run(step)
+        else:
+            self._in_chunks_that_fit(functools.partial(self._run, step))
+
+    @torch.inference_mode()
+    def hold(self, step: Step, tokens: int) -> State:
+        """The state after the first `tokens` tokens of a step's first row, for something else to go on from; then `leave` it."""
+
+        def hold() -> State:
+            self._enter(step)
+            self.done = tokens
+            self._read_row(step.rows[0], tokens, ())
+            assert self._state is not None
+            return self._state
+
+        return self._in_chunks_that_fit(hold)
+
+    def leave(self) -> None:
+        """What `hold` gave was gone on from: back to what was read, where that is possible."""
+        if self._state is not None and self._state.cuts:
+            self._state.keep(len(self._held))
+        else:
+            self._state, self._held = None, self._held[:0]
+
+    def _in_chunks_that_fit(self, read: Callable[[], Found]) -> Found:
+        while True:
+            try:
+                return read()
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out(error) or self.chunk <= SMALLEST_CHUNK:
+                    raise
+            self.chunk = max(SMALLEST_CHUNK, self.chunk // 2)
+            self.forget()
+            memory.free()
+
+    def _run(self, step: Step) -> None:
+        if self.make is None:
+            self._read(None, step.rows, 0, step.stop, step.reads)
+            return
+        state = self._enter(step)
+        if len(step.rows) == 1:
+            self._read_row(step.rows[0], step.stop, step.reads)
+        elif step.start:
+            self._read(state.copied(len(step.rows)), step.rows, step.start, step.stop, step.reads)
+        else:
+            self._read(None if step.stop <= self.chunk else self.make(), step.rows, 0, step.stop, step.reads)
+
+    def _enter(self, step: Step) -> State:
+        """The state after the first `start` tokens of a step, which is all that it holds."""
+        if step.resume and step.start in self._aside:
+            self._state, self._held = self._aside.pop(step.start)
+        self._go_back_to(self.sequences[step.rows[0]][: step.start])
+        self._read_row(step.rows[0], step.start, ())
+        assert self._state is not None
+        if step.copy:
+            self._aside[step.start] = (self._state, self._held)
+            self._state = self._state.copied()
+        return self._state
+
+    def _go_back_to(self, prefix: np.ndarray) -> None:
+        """Leaves in the state what it holds of `prefix`, verified token by token."""
+        length = min(len(self._held), len(prefix))
+        differ = self._held[:length] != prefix[:length]
+        common = int(differ.argmax()) if differ.any() else length
+        if self._state is not None and self._state.cuts:
+            if common < len(self._held):
+                self._state.keep(common)
+            self._held = self._held[:common]
+        elif self._state is None or common < len(self._held):
+            assert self.make is not None
+            self._state, self._held = self.make(), self._held[:0]
+
+    def _read_row(self, sequence: int, stop: int, reads: Sequence[Read]) -> None:
+        """Reads a sequence on, from what the state holds of it to `stop`."""
+        if len(self._held) < stop:
+            state, self._state = self._state, None  # if memory runs out on the way, what it holds is not known
+            self._read(state, (sequence,), len(self._held), stop, reads)
+            self._state = state
+        self._held = self.sequences[sequence][:stop]
+
+    def _read(self, state: State | None, rows: Sequence[int], start: int, stop: int, reads: Sequence[Read]) -> None:
+        """Reads tokens [start, stop) of `rows`, padded on the right, where a causal model's tokens do not see it; scores `reads`."""
+        places = np.concatenate([np.empty((0, 4), np.int64), *map(self._list_places, reads)])
+        places = places[places[:, 0] >= self.done]
+        places = places[places[:, 0].argsort(kind="stable")]
+        while start < stop:
+            end = stop if state is None else min(start + self.chunk, stop)
+            part = places[slice(*places[:, 0].searchsorted([start, end]))]
+            columns, which = np.unique(part[:, 0], return_inverse=True)
+            if state is not None and len(columns) * len(rows) > self._limit:
+                end = int(columns[max(1, self._limit // len(rows)) - 1]) + 1
+                part, which = part[part[:, 0] < end], which[part[:, 0] < end]
+                columns = columns[columns < end]
+            tokens = np.zeros((len(rows), end - start), dtype=np.int64)
+            for row, sequence in enumerate(rows):
+                read = self.sequences[sequence][:-1][start:end]
+                tokens[row, : len(read)] = read
+            logits = self.forward(torch.from_numpy(tokens), state, (columns - start).tolist())
+            if len(part):
+                self._score(logits, which, part)
+            self.done = max(self.done, end)
+            self.progress(start, end, len(rows))
+            start = end
+
+    def _list_places(self, read: Read) -> np.ndarray:
+        """(position, row, sequence, token that comes next) of each position to score."""
+        positions = np.arange(read.start, read.stop)
+        same = np.ones_like(positions)
+        return np.stack(
+            [positions, read.row * same, read.sequence * same, self.sequences[read.sequence][read.start + 1 : read.stop + 1]],
+            axis=1,
+        )
+
+    def _score(self, logits: Tensor, columns: np.ndarray, places: np.ndarray) -> None:
+        """Adds what `places` say of logits (rows, columns, vocabulary), in float32. Nothing is waited for: the sums stay on the device."""
+        if self._likelihoods.device != logits.device:
+            self._likelihoods, self._misses = self._likelihoods.to(logits.device), self._misses.to(logits.device)
+        for start in range(0, len(places), self._limit):
+            block = slice(start, start + self._limit)
+            column, row, sequence, target = (
+                torch.from_numpy(values[block]).to(logits.device, non_blocking=True)
+                for values in (columns, *np.ascontiguousarray(places[:, 1:].T))
+            )
+            scores = F.log_softmax(logits[row, column].float(), dim=-1)
+            self._likelihoods = self._likelihoods.index_add(0, sequence, scores.gather(1, target[:, None])[:, 0])
+            self._misses = self._misses.index_add(0, sequence, (scores.argmax(-1) != target).float())

@@ -1,0 +1,68 @@
+"""Memory that runs out: told from other errors, remembered, and answered by less at a time or by an outcome."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from harness_ext.cells import Unmeasured
+from harness_ext.model_view import first_line
+
+log = logging.getLogger(__name__)
+
+SAID = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch's allocators say, beside raising OutOfMemoryError on some devices."""
+
+Found = TypeVar("Found")
+
+
+def is_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(SAID.search(str(error)))
+
+
+def free() -> None:
+    """Gives back what nobody holds; outside the handler of an error, which holds the failed forward's tensors."""
+    gc.collect()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+class Memory:
+    """What fits into the memory of a device, as far as it was tried."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.too_large = 0
+        """Tokens at once that did not fit; 0 where everything did."""
+
+    def unless_out(self, tokens: int, run: Callable[[], Found]) -> Found | Unmeasured:
+        """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again."""
+        if not self.too_large or tokens < self.too_large:
+            try:
+                return run()
+            except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
+                if not is_out(error):
+                    raise
+                self.too_large = tokens
+                log.warning("%d tokens at once do not fit into the memory of %s: %s", tokens, self.device, first_line(error))
+            free()
+        return Unmeasured(outcome="out_of_memory", reason=f"{tokens} tokens do not fit into the memory of {self.device}")
+
+    def what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
+        """What `run` answers to requests of `sizes` tokens; where memory runs out, to half as many at a time.
+
+        One that does not fit alone is answered by the outcome `out_of_memory`.
+        """
+        answers = self.unless_out(max(sizes) * len(requests), lambda: run(requests))
+        if not isinstance(answers, Unmeasured):
+            return list(answers)
+        if len(requests) == 1:
+            return [answers]
+        half = (len(requests) + 1) // 2
+        return self.what_fits(requests[:half], sizes[:half], run) + self.what_fits(requests[half:], sizes[half:], run)

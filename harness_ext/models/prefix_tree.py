@@ -1,0 +1,261 @@
+"""Token sequences → a schedule that computes each distinct token once.
+
+The sequences make a tree: a node for each run of tokens that the same sequences have in common. A schedule walks it depth
+first, so that a cache holds one path from the root at any time, and hands out steps: run these tokens on top of that many
+cached ones. How a step is walked back from depends on the cache: one that can be cut (keys and values, token by token) goes
+down the heaviest path in one run and is cut back branch by branch; one that cannot (a recurrent state) is copied where the
+tree branches, lighter branches first, so that at most log₂(sequences) copies are held beside it.
+
+No tensors here: tokens are whole numbers below 2³¹.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+APART = 2**31
+"""What stands in place of a last token that is not to be shared; no tokenizer has so many tokens."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A run of tokens, [start, stop) of every sequence that passes through it."""
+
+    start: int
+    stop: int
+    sequence: int
+    """One of the sequences that pass through it."""
+    parent: Node | None = None
+    children: list[Node] = field(default_factory=list)
+    leaves: int = 1
+    """Nodes without children at or below it."""
+    copies: int = 0
+    """Copies of the cache that have to be held at once to walk it without cutting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Positions whose logits a sequence asks for, and that a step computes."""
+
+    sequence: int
+    row: int
+    """Of the step."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Tokens from `start` on, run on a cache that holds the first `start` tokens of the same sequences."""
+
+    rows: tuple[int, ...]
+    """Sequences, one a row of the batch, each run to its own end (one row: to `stop`). Nothing is run on top of several rows."""
+    start: int
+    stop: int
+    """The longest row's."""
+    reads: tuple[Read, ...]
+    copy: bool = False
+    """Whether the cache as it stands is needed again, and a copy has to be run on. Only where caches cannot be cut."""
+    resume: bool = False
+    """Whether to go back first to the cache that was last put aside so. Only where caches cannot be cut."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The steps, in order, and what they come to."""
+
+    steps: tuple[Step, ...]
+    asked: int
+    """Tokens of all sequences."""
+    computed: int
+    """Tokens of all steps: the distinct ones, two tokens being the same where everything before them is the same too."""
+    longest: int
+    """Tokens of the longest sequence."""
+    copies: int
+    """Caches held at most beside the one that is run on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """How much may be run at once."""
+
+    rows: int = 1
+    tokens: int = 0
+    """Rows × the longest row, cached tokens included; a single row may have more."""
+    equal: bool = False
+    """Rows that go on from cached tokens have one length."""
+
+
+def plan(
+    sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch: Batch, *, cut: bool = True, apart: bool = False
+) -> Schedule:
+    """The schedule for `sequences`, none of them empty, that reads the logits of each from position `wanted[i]` on.
+
+    `cut`: the cache can be cut back to any length. `apart`: the last token of each distinct sequence is computed for that
+    sequence alone, in a step that ends there, since something else goes on from it (a generated answer).
+
+    >>> found = plan([[7, 8, 9, 1], [7, 8, 9, 2, 3], [7, 8, 4]], [3, 3, 2], Batch())
+    >>> [(step.rows, step.start, step.stop) for step in found.steps], found.asked, found.computed
+    ([((0,), 0, 3), ((1,), 3, 5), ((0,), 3, 4), ((2,), 2, 3)], 12, 7)
+    """
+    root, ends = build_tree(sequences, apart=apart)
+    weigh(root)
+    lengths = [len(sequence) for sequence in sequences]
+    walked = list(_walk_and_cut(root, lengths, batch) if cut else _walk_and_copy(root, lengths, batch))
+    places = {
+        id(node): (number, row) for number, (_, rows) in enumerate(walked) for row, nodes in enumerate(rows) for node in nodes
+    }
+    reads: list[list[Read]] = [[] for _ in walked]
+    for sequence, (end, first) in enumerate(zip(ends, wanted, strict=True)):
+        node: Node | None = end
+        while node is not None and node.stop > first and node.parent is not None:
+            step, row = places[id(node)]
+            reads[step].append(Read(sequence=sequence, row=row, start=max(first, node.start), stop=node.stop))
+            node = node.parent
+    steps = tuple(dataclasses.replace(step, reads=tuple(found)) for (step, _), found in zip(walked, reads, strict=True))
+    return Schedule(
+        steps=steps,
+        asked=sum(lengths),
+        computed=sum(count_tokens(step, lengths) for step in steps),
+        longest=max(lengths, default=0),
+        copies=0 if cut else root.copies,
+    )
+
+
+def plan_whole(sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch: Batch) -> Schedule:
+    """The schedule that shares nothing: every sequence whole, equal ones too, longest first."""
+    lengths = [len(sequence) for sequence in sequences]
+    order, steps = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)), []
+    while order:
+        count = max(1, min(batch.rows, batch.tokens // lengths[order[0]]))
+        rows, order = tuple(order[:count]), order[count:]
+        reads = tuple(Read(sequence=index, row=row, start=wanted[index], stop=lengths[index]) for row, index in enumerate(rows))
+        steps.append(Step(rows=rows, start=0, stop=lengths[rows[0]], reads=reads))
+    return Schedule(steps=tuple(steps), asked=sum(lengths), computed=sum(lengths), longest=max(lengths, default=0), copies=0)
+
+
+def count_tokens(step: Step, lengths: Sequence[int]) -> int:
+    """Tokens that a step computes, padding aside."""
+    return step.stop - step.start if len(step.rows) == 1 else sum(lengths[row] - step.start for row in step.rows)
+
+
+def build_tree(sequences: Sequence[Sequence[int]], *, apart: bool = False) -> tuple[Node, list[Node]]:
+    """The root, an empty node, and the node that each sequence ends in. Sequences that are equal end in the same node.
+
+    Big-endian bytes sort as the tokens do, and compare a thousand times faster than lists.
+    """
+    arrays = [np.asarray(sequence, dtype=">u4") for sequence in sequences]
+    if apart:
+        firsts: dict[bytes, int] = {}
+        for index, array in enumerate(arrays):
+            arrays[index] = array.copy()
+            arrays[index][-1] = APART + firsts.setdefault(array.tobytes(), index)
+    keys = [array.tobytes() for array in arrays]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    root = Node(0, 0, -1)
+    ends, path = [root] * len(keys), [root]
+    for before, index in itertools.pairwise([-1, *order]):
+        common = 0 if before < 0 else _count_common(arrays[before], arrays[index])
+        last = None
+        while path[-1].stop > common:
+            last = path.pop()
+        if path[-1].stop < common:
+            assert last is not None
+            path.append(_split(last, common))
+        if common < len(arrays[index]):
+            leaf = Node(common, len(arrays[index]), index, path[-1])
+            path[-1].children.append(leaf)
+            path.append(leaf)
+        ends[index] = path[-1]
+    return root, ends
+
+
+def _count_common(one: np.ndarray, other: np.ndarray) -> int:
+    """Leading tokens in common."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    return int(differ.argmax()) if differ.any() else length
+
+
+def _split(node: Node, at: int) -> Node:
+    """Puts a new node for the tokens before `at` above `node`; returns it."""
+    assert node.parent is not None
+    upper = Node(node.start, at, node.sequence, node.parent, [node])
+    node.parent.children[node.parent.children.index(node)] = upper
+    node.start, node.parent = at, upper
+    return upper
+
+
+def weigh(root: Node) -> None:
+    """Fills in `leaves` and `copies` of every node, and puts each one's children in order, the most leaves first."""
+    stack, downwards = [root], []
+    while stack:
+        node = stack.pop()
+        downwards.append(node)
+        stack += node.children
+    for node in reversed(downwards):
+        if node.children:
+            node.leaves = sum(child.leaves for child in node.children)
+            most, *rest = sorted((child.copies for child in node.children), reverse=True)
+            node.copies = max(most, 1 + rest[0]) if rest and node.parent else most
+            node.children.sort(key=lambda child: (-child.leaves, -child.stop))
+
+
+Walked = tuple[Step, list[list[Node]]]
+"""A step, still without its reads, and the nodes that each of its rows computes."""
+
+
+def _walk_and_cut(node: Node, lengths: Sequence[int], batch: Batch) -> Iterator[Walked]:
+    """`node` and what is below it: down the path of most leaves in one run, then back up along it, branch by branch.
+
+    A branch off that path has at most half of the leaves, so the recursion is log₂(leaves) deep.
+    """
+    path = [node]
+    while inner := _list_inner(path[-1]):
+        path.append(inner[0])
+    if path[-1].stop > 0:
+        yield Step(rows=(path[-1].sequence,), start=node.start, stop=path[-1].stop, reads=()), [path]
+    for above in reversed(path):
+        for child in _list_inner(above)[1:]:  # the first of them is on the path
+            yield from _walk_and_cut(child, lengths, batch)
+        yield from _run_leaves(above, lengths, batch)
+
+
+def _walk_and_copy(node: Node, lengths: Sequence[int], batch: Batch) -> Iterator[Walked]:
+    """What is below `node`, the root, where nothing has to be copied; then as `_descend` does."""
+    yield from _run_leaves(node, lengths, batch)
+    for child in _list_inner(node):
+        yield from _descend(child, copy=False, resume=False)
+
+
+def _descend(node: Node, copy: bool, resume: bool) -> Iterator[Walked]:
+    """`node` and what is below it: each branch on a copy, but for the one that needs most copies itself, which comes last."""
+    while True:
+        yield Step(rows=(node.sequence,), start=node.start, stop=node.stop, reads=(), copy=copy, resume=resume), [[node]]
+        if not node.children:
+            return
+        *before, last = sorted(node.children, key=lambda child: (child.copies, child.leaves))
+        for number, child in enumerate(before):
+            yield from _descend(child, copy=True, resume=number > 0)
+        node, copy, resume = last, False, bool(before)
+
+
+def _run_leaves(above: Node, lengths: Sequence[int], batch: Batch) -> Iterator[Walked]:
+    """The leaves right below a node, longest first, as many at a time as `batch` allows."""
+    leaves = sorted((child for child in above.children if not child.children), key=lambda leaf: -leaf.stop)
+    while leaves:
+        count = max(1, min(batch.rows, batch.tokens // leaves[0].stop, len(leaves)))
+        if batch.equal and above.stop:
+            count = sum(leaf.stop == leaves[0].stop for leaf in leaves[:count])
+        chosen, leaves = leaves[:count], leaves[count:]
+        rows = tuple(leaf.sequence for leaf in chosen)
+        yield Step(rows=rows, start=above.stop, stop=chosen[0].stop, reads=()), [[leaf] for leaf in chosen]
+
+
+def _list_inner(node: Node) -> list[Node]:
+    return [child for child in node.children if child.children]

@@ -1,0 +1,176 @@
+"""Prompts in, answers out, each distinct token of them read once: the schedule is made, run, and lived with where memory runs out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from harness_ext.cells import Unmeasured
+from harness_ext.models import prefix_tree
+from harness_ext.models.forward import Forward, Run
+from harness_ext.models.memory import Memory
+from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
+from harness_ext.models.progress import TokenBar, cost, find_even_position
+from harness_ext.models.self_check import Finding, check_generation, find_state
+from harness_ext.models.state import State
+
+log = logging.getLogger(__name__)
+
+FLUSH = 30
+"""Seconds between two hand-overs of finished answers."""
+Answer = tuple[float, bool] | Unmeasured
+"""(log-likelihood, is greedy)."""
+Tokens = Sequence[int]
+
+
+class Reader:
+    """A model and what it can go on from. `trained`: its trained length in tokens. `chunk`: tokens read at a time."""
+
+    def __init__(self, forward: Forward, memory: Memory, *, chunk: int, trained: int, exact: bool) -> None:
+        self.forward, self.memory, self.chunk, self.trained = forward, memory, chunk, trained
+        self.asked = self.computed = 0
+        """Tokens of all prompts so far, and those of them that were computed."""
+        self._finding = Finding(make=None, said="exact=True was asked for") if exact else None
+        self._generation: Finding | None = None
+
+    @property
+    def sharing(self) -> Finding:
+        """What the model can go on from, found out on the first call, as the model is then."""
+        if self._finding is None:
+            self._finding = find_state(self.forward, self.trained)
+            how = "prompts share what they have in common" if self._finding.make else "every prompt is read whole"
+            log.log(logging.INFO if self._finding.make else logging.WARNING, "%s: %s", how, self._finding.said)
+        return self._finding
+
+    @property
+    def generates(self) -> bool:
+        """Whether an answer can be generated from a shared beginning, found out on the first call."""
+        if self._generation is None:
+            make = self.sharing.make
+            self._generation = check_generation(self.forward, make) if make else self.sharing
+            if make and not self._generation.make:
+                log.warning("answers are generated from whole prompts: %s", self._generation.said)
+        return self._generation.make is not None
+
+    def describe(self) -> dict[str, Any]:
+        """For the results file: tokens asked and computed so far, and what they were shared by."""
+        return {
+            "asked": self.asked,
+            "computed": self.computed,
+            "sharing": self._finding.said if self._finding else "nothing was read",
+        }
+
+    def plan(self, sequences: Sequence[Tokens], wanted: Sequence[int], batch: Batch, *, apart: bool = False) -> Schedule:
+        """The schedule that suits the model; see `prefix_tree.plan`."""
+        make = self.sharing.make
+        if make is None:
+            return prefix_tree.plan_whole(sequences, wanted, batch)
+        return prefix_tree.plan(sequences, wanted, batch, cut=make(0).cuts, apart=apart)
+
+    def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
+        """A bar over schedules and over `answers` tokens to generate; they are counted as asked."""
+        asked, computed = (sum(getattr(schedule, field) for schedule in schedules) for field in ("asked", "computed"))
+        self.asked, self.computed = self.asked + asked, self.computed + computed
+        log.info("%s: %d tokens asked, %d computed", name, asked, computed)
+        even = find_even_position(self.forward.model)
+        steps = [step for schedule in schedules for step in schedule.steps]
+        tokens = answers + sum(len(step.rows) * (step.stop - step.start) for step in steps)
+        return TokenBar(name, tokens, answers + sum(len(s.rows) * cost(s.start, s.stop, even) for s in steps), even, quiet=quiet)
+
+    def score(
+        self,
+        sequences: Sequence[Tokens],
+        schedule: Schedule,
+        bar: TokenBar,
+        write: Callable[[dict[int, Answer]], None] = lambda answers: None,
+    ) -> list[Answer]:
+        """The answer to each of `sequences`, which have the last tokens that the schedule has not.
+
+        `write` is given those that have come, by sequence, each once. It waits for the device, so it is called only every
+        `FLUSH` seconds and at the end.
+        """
+        run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update)
+        unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(schedule, len(sequences))]
+        answers: dict[int, Answer] = {}
+        pending, written = list(reversed(schedule.steps)), time.monotonic()
+        while pending:
+            step = pending.pop()
+            run.done = step.start
+            why = self.memory.unless_out(len(step.rows) * step.stop, functools.partial(run.run, step))
+            for read in step.reads:
+                unread[read.sequence] -= max(0, min(read.stop, run.done) - read.start)
+            if isinstance(why, Unmeasured):
+                run.forget()
+                left = [dataclasses.replace(r, start=max(r.start, run.done)) for r in step.reads if r.stop > run.done]
+                if len(step.rows) == 1:
+                    answers |= {read.sequence: why for read in left}
+                else:
+                    pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(len(step.rows))]
+            if time.monotonic() - written > FLUSH or not pending:
+                come = run.answers()
+                new: dict[int, Answer] = {i: come[i] for i, count in enumerate(unread) if not count and i not in answers}
+                answers |= new
+                write(new)
+                written = time.monotonic()
+        return [answers[index] for index in range(len(sequences))]
+
+    def generate(
+        self,
+        contexts: Sequence[Tokens],
+        schedule: Schedule,
+        bar: TokenBar,
+        budget: int,
+        answer: Callable[[Sequence[int], State | None], list[str]],
+    ) -> list[str | Unmeasured]:
+        """A greedy answer of at most `budget` tokens to each of `contexts`, equal ones answered once.
+
+        `answer` is given contexts by their indices, and the state that all of them go on from: a row for each, or None where
+        they share nothing.
+        """
+        make = self._make(schedule.longest + budget)
+        run = Run(self.forward, contexts, make, self.chunk, bar.update)
+        found: dict[int, str | Unmeasured] = {}
+        for step in schedule.steps:
+            run.done = step.start
+            if not step.reads:
+                self.memory.unless_out(step.stop, functools.partial(run.run, step))
+                continue
+
+            def generate(rows: Sequence[int], step: Step = step) -> list[str]:
+                if len(step.rows) > 1 and not step.start:
+                    return answer(rows, None)
+                alone = len(step.rows) == 1
+                state = run.hold(step, step.stop - 1 if alone else step.start)
+                answers = answer(rows, state if alone else state.copied(len(rows)))
+                run.leave()
+                return answers
+
+            texts = self.memory.what_fits(step.rows, [len(contexts[row]) + budget for row in step.rows], generate)
+            if any(isinstance(text, Unmeasured) for text in texts):
+                run.forget()
+            found |= {read.sequence: texts[read.row] for read in step.reads}
+            bar.update(step.stop, step.stop + budget, len(step.rows))
+        return [found[index] for index in range(len(contexts))]
+
+    def _make(self, room: int) -> Callable[[], State] | None:
+        """What makes a fresh state with room for so many tokens."""
+        make = self.sharing.make
+        return None if make is None else functools.partial(make, room)
+
+
+def _by_sequence(schedule: Schedule, count: int) -> list[list[Read]]:
+    found: list[list[Read]] = [[] for _ in range(count)]
+    for step in schedule.steps:
+        for read in step.reads:
+            found[read.sequence].append(read)
+    return found
+
+
+def _take_row(step: Step, row: int, reads: Sequence[Read], stop: int) -> Step:
+    """One row of a step as a step of its own."""
+    own = tuple(dataclasses.replace(read, row=0) for read in reads if read.row == row)
+    return dataclasses.replace(step, rows=(step.rows[row],), stop=stop, reads=own)

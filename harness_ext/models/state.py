@@ -1,0 +1,135 @@
+"""What a model keeps of the tokens it has read, so that they need not be read again.
+
+Two kinds, and which one a model admits is found out by trying (`self_check`): `Cuttable`, keys and values token by token, and
+`Copied`, whatever else a model carries on (a recurrent state, or layers of several kinds), which can only be gone on from.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+CARRIED = ("past_key_values", "cache_params", "state", "mems")
+"""Names under which transformers' models give back what they carry on, and take it again."""
+
+
+class State(Protocol):
+    """What is held of one row of tokens, or of several rows of as many."""
+
+    cuts: bool
+    """Whether it can be cut back to any length."""
+
+    def arguments(self) -> dict[str, Any]:
+        """What the model's forward is given beside the tokens."""
+        ...
+
+    def take(self, output: Any) -> None:
+        """Keeps what the forward gave back."""
+        ...
+
+    def keep(self, tokens: int) -> None:
+        """Drops all but the first `tokens` tokens."""
+        ...
+
+    def copied(self, rows: int = 1) -> State:
+        """A state of its own with the same tokens, in each of `rows` rows."""
+        ...
+
+
+class BufferLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values, (rows, heads, tokens, head_dim), in a buffer with room for what is to come.
+
+    transformers' own layer grows by concatenation, which copies all of it for each run of tokens; here cutting back and going
+    on elsewhere copies nothing.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        super().__init__()
+        self.room = room
+        self.keys: Tensor
+        self.values: Tensor
+        self.buffers: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones at their end."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if not self.buffers or stop > self.buffers[0].shape[-2]:
+            old, room = (self.keys, self.values), max(self.room, stop)
+            self.buffers = [new.new_empty(*new.shape[:-2], room, new.shape[-1]) for new in (key_states, value_states)]
+            for buffer, kept in zip(self.buffers, old, strict=True):
+                if start:
+                    buffer[..., :start, :] = kept
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., start:stop, :] = new
+        self.keys, self.values = (buffer[..., :stop, :] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def repeated(self, rows: int) -> BufferLayer:
+        """A layer of its own, each row of it what this one's is, with little more room than its tokens take."""
+        other = BufferLayer()
+        if self.get_seq_length():
+            other.update(*(kept.repeat_interleave(rows, dim=0) for kept in (self.keys, self.values)))
+        return other
+
+
+class Cuttable:
+    """A full cache of keys and values, of sliding-window layers too, since they are to be cut back."""
+
+    cuts = True
+
+    def __init__(self, room: int) -> None:
+        """`room`: the most tokens that it will hold."""
+        self.cache = DynamicCache()
+        self.cache.layer_class_to_replicate = functools.partial(BufferLayer, room)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"past_key_values": self.cache, "use_cache": True}
+
+    def take(self, output: Any) -> None:
+        """Nothing: the cache was written into."""
+
+    def keep(self, tokens: int) -> None:
+        self.cache.crop(tokens - self.cache.get_seq_length())
+
+    def copied(self, rows: int = 1) -> Cuttable:
+        other = Cuttable(0)
+        other.cache = copy.copy(self.cache)  # with whatever else a model has hung on it
+        other.cache.layers = [layer.repeated(rows) for layer in self.cache.layers]
+        return other
+
+
+class Copied:
+    """What the model itself makes and gives back."""
+
+    cuts = False
+
+    def __init__(self, model: Any) -> None:
+        parameters = inspect.signature(model.forward).parameters
+        self.names = [name for name in CARRIED if name in parameters]
+        self.kept: dict[str, Any] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        return {**self.kept, "use_cache": True}
+
+    def take(self, output: Any) -> None:
+        """Raises ValueError where the model gives nothing back that it would take."""
+        self.kept = {name: output[name] for name in self.names if name in output and output[name] is not None}
+        if not self.kept:
+            raise ValueError("it gives nothing back to go on from")
+
+    def keep(self, tokens: int) -> None:
+        raise NotImplementedError("what it carries on cannot be cut back")
+
+    def copied(self, rows: int = 1) -> Copied:
+        if rows > 1:
+            raise NotImplementedError("what it carries on has one row")
+        return copy.deepcopy(self)

@@ -1,0 +1,114 @@
+"""The prefix tree: every token computed once, every asked position read once, and caches held within their bound."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness_ext.models.prefix_tree import Batch, Schedule, plan
+
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+SEQUENCES = st.lists(TOKENS, min_size=1, max_size=14)
+
+
+def count_distinct(sequences: list[list[int]]) -> int:
+    """By the definition: two tokens are the same where everything up to them is."""
+    return len({tuple(sequence[: end + 1]) for sequence in sequences for end in range(len(sequence))})
+
+
+def run(schedule: Schedule, sequences: list[list[int]], cut: bool) -> tuple[Counter[tuple[int, int]], list[int], int]:
+    """Reads of each (sequence, position), the tokens that each step ran, and the most caches held, by a cache that checks itself."""
+    cache: list[int] = []
+    aside: list[list[int]] = []
+    reads: Counter[tuple[int, int]] = Counter()
+    ran, held = [], 0
+    for step in schedule.steps:
+        if step.resume:
+            cache = aside.pop()
+        if step.start == 0 and not cut:
+            cache = []
+        if step.copy:
+            aside.append(list(cache))
+        held = max(held, len(aside))
+        assert len(cache) == step.start if not cut else len(cache) >= step.start
+        cache = cache[: step.start]
+        stops = [step.stop] if len(step.rows) == 1 else [len(sequences[row]) for row in step.rows]
+        assert max(stops) == step.stop
+        for row in step.rows:
+            assert sequences[row][: step.start] == cache
+        for read in step.reads:
+            assert step.start <= read.start < read.stop <= stops[read.row]
+            assert sequences[read.sequence][: read.stop] == sequences[step.rows[read.row]][: read.stop]
+            reads.update((read.sequence, position) for position in range(read.start, read.stop))
+        ran.append(sum(stop - step.start for stop in stops))
+        if len(step.rows) == 1:
+            cache = sequences[step.rows[0]][: step.stop]
+    assert not aside
+    return reads, ran, held
+
+
+@given(SEQUENCES, st.data(), st.booleans())
+@settings(deadline=None)
+def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
+    sequences: list[list[int]], data: st.DataObject, cut: bool
+) -> None:
+    wanted = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    batch = Batch(rows=data.draw(st.integers(1, 4)), tokens=data.draw(st.integers(0, 60)))
+    schedule = plan(sequences, wanted, batch if cut else Batch(), cut=cut)
+    reads, ran, held = run(schedule, sequences, cut)
+    assert reads == Counter((i, p) for i, sequence in enumerate(sequences) for p in range(wanted[i], len(sequence)))
+    assert sum(ran) == schedule.computed == count_distinct(sequences)
+    assert schedule.asked == sum(map(len, sequences))
+    assert held <= schedule.copies <= max(0, math.log2(len(sequences)))
+
+
+@given(SEQUENCES, st.integers(1, 5), st.integers(0, 40))
+@settings(deadline=None)
+def test_a_batch_keeps_its_bounds_and_nothing_is_run_on_it(sequences: list[list[int]], rows: int, tokens: int) -> None:
+    for step in plan(sequences, [len(s) - 1 for s in sequences], Batch(rows=rows, tokens=tokens)).steps:
+        assert len(step.rows) == 1 or len(step.rows) <= rows and len(step.rows) * step.stop <= tokens
+
+
+@given(SEQUENCES, st.booleans())
+@settings(deadline=None)
+def test_apart_each_distinct_sequence_ends_in_a_step_of_its_own(sequences: list[list[int]], cut: bool) -> None:
+    schedule = plan(sequences, [len(s) - 1 for s in sequences], Batch(), cut=cut, apart=True)
+    ends = [(step.reads[0].sequence, step.stop) for step in schedule.steps if step.reads]
+    distinct = {tuple(sequence) for sequence in sequences}
+    assert len(ends) == len(distinct)
+    assert {tuple(sequences[index][:stop]) for index, stop in ends} == distinct
+    heads = count_distinct([sequence[:-1] for sequence in sequences if len(sequence) > 1])
+    assert schedule.computed == heads + len(distinct)
+
+
+def test_a_sweep_of_depths_goes_down_once_and_comes_back_branch_by_branch() -> None:
+    hay = list(range(100, 200))
+    prompts = [[*hay[:depth], 1, *hay[depth:], 2] for depth in (0, 25, 50, 75, 100)]
+    schedule = plan(prompts, [len(p) - 1 for p in prompts], Batch())
+    assert [(step.start, step.stop) for step in schedule.steps] == [(0, 75), (75, 102), (75, 102), (50, 102), (25, 102), (0, 102)]
+    assert (schedule.asked, schedule.computed) == (510, 75 + 27 + 27 + 52 + 77 + 102)
+    copied = plan(prompts, [len(p) - 1 for p in prompts], Batch(), cut=False)
+    assert copied.computed == schedule.computed
+    assert copied.copies == 1
+
+
+def test_prompts_that_share_nothing_fill_batches_longest_first() -> None:
+    prompts = [[index] * size for index, size in enumerate((3, 9, 5, 8))]
+    schedule = plan(prompts, [0] * 4, Batch(rows=2, tokens=100))
+    assert [step.rows for step in schedule.steps] == [(1, 3), (2, 0)]
+
+
+def test_a_chain_of_ten_thousand_branches_needs_no_deep_recursion() -> None:
+    chain = list(range(10_000))
+    prompts = [[*chain[:at], 50_000] for at in range(1, 10_000)]
+    for cut in (True, False):
+        schedule = plan(prompts, [len(p) - 1 for p in prompts], Batch(), cut=cut)
+        assert schedule.computed == 9_999 + 9_999
+        assert schedule.copies <= 1
+
+
+def test_an_empty_plan_has_no_steps() -> None:
+    assert plan([], [], Batch()).steps == ()
