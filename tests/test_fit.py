@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_here import KINDS, make_tokenizer
 
-from harness_ext.errors import LengthError
+from harness_ext.errors import LengthError, TaskFileError
 from harness_ext.model_view import ModelView
 from harness_ext.sweep.fit import DEPARTURE, Filler, Fitted, aim, fit
 from harness_ext.sweep.frame import Frame
@@ -153,6 +153,53 @@ def test_a_prompt_begins_as_the_one_of_half_its_length_at_twice_its_depth_wherev
     assert one[: one.index(needle)] == other[: other.index(needle)]
     through = one[: one.index(needle) + len(needle)]
     assert count_shared(ids, other_ids) >= len(make_tokenizer(kind).encode(through, add_special_tokens=False)) - MERGED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("haystack", HAYSTACKS)
+@pytest.mark.parametrize("room", [0, 2500])
+def test_a_sweep_of_needles_is_one_context_that_is_asked_for_each_of_them(kind: str, haystack: str, room: int) -> None:
+    prompts = load(kind, "niah_sweep", haystack, 1)
+    length = prompts.count_bare() + room
+    contexts = []
+    for sample in range(2):
+        seen = set()
+        for depth in prompts.spec.depths:
+            document, fitted = prompts.build(sample, depth, length)
+            whole = frame(kind).context(fitted.body, document) + f" {document.answer}"
+            assert len(make_tokenizer(kind).encode(whole)) == length
+            context, _, asked = whole.rpartition("\n")
+            (value,) = prompts.facts(sample, depth).values
+            ((key, found),) = re.findall(r"numbers for ([a-z-]+) is: (\d+)\.", document.needles[document.target])
+            assert (found, document.answer) == (value, value)
+            assert asked.startswith(f"What is the special magic number for {key} ")
+            assert asked.endswith(value)
+            assert abs(fitted.depths[document.target] - depth) <= DEPARTURE + 0.01 or room < 2500
+            seen.add(context)
+        assert len(seen) == 1
+        needles = re.findall(r"One of the special magic numbers for ([a-z-]+) is: (\d+)\.", context)
+        hidden = prompts.facts(sample, 0.0).pairs
+        assert [needle for needle in needles if needle in hidden] == list(hidden)
+        assert len(dict(hidden)) == len(prompts.spec.depths) == 16
+        contexts.append(context)
+    assert len(set(contexts)) == 2
+
+
+class EachToItsOwn:
+    """Counts every text as another number of tokens."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}
+
+    def count_prompt(self, body: str, document: Document) -> int:
+        return self.texts.setdefault(f"{body} {document.answer}", len(self.texts))
+
+
+def test_needles_that_never_cost_the_same_are_an_error_that_says_how_many_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.sweep.needle.MAX_DRAWS", 50)
+    prompts = load("bpe", "niah_sweep", "text", 0)
+    with pytest.raises(TaskFileError, match="ask for 1 depths or fewer"):
+        Prompts(prompts.spec, prompts.haystack, EachToItsOwn()).build(0, 0.0, 1000)  # type: ignore[arg-type]
 
 
 def test_each_sample_has_a_haystack_of_its_own_and_keeps_it_at_every_length_and_depth() -> None:

@@ -13,6 +13,7 @@ from scripted import Scripted, curve
 from tokenizers_here import make_tokenizer
 
 from harness_ext.errors import HarnessExtError, TaskFileError
+from harness_ext.sweep.spec import parse_spec
 
 GOOD = """
 task: vault_code
@@ -58,6 +59,9 @@ def test_a_task_file_is_all_that_a_new_task_takes(tmp_path: Path) -> None:
         (("digits:6", "hex:6"), "field 'value': found 'hex:6'"),
         (("keys: 2", "keys: two"), "field 'keys': found 'two'; expected a whole number"),
         (("keys: 2", "keys: 2\nqueries: 3"), "field 'queries': found 3; expected at most keys, which is 2"),
+        (("keys: 2", "keys: 2\nevery_depth: true"), "field 'keys': found 2; expected 1 beside every_depth"),
+        (("keys: 2", "values: 3\nevery_depth: true"), "field 'values': found 3; expected 1 beside every_depth"),
+        (("keys: 2", "every_depth: 16"), "field 'every_depth': found 16; expected true or false"),
         (("lengths: [400]", "lengths: [0]"), "field 'lengths'"),
         (("depths: [0.5]", "depths: [2]"), "field 'depths': found .* 0 to 1"),
         (("class: !function harness_ext.Task", "class: !function harness_ext.Tusk"), "field 'class': found 'harness_ext.Tusk'"),
@@ -74,24 +78,26 @@ def test_a_mistake_names_the_file_the_field_and_what_was_expected(tmp_path: Path
     assert "mine.yaml" in str(error.value)
 
 
+def test_needles_at_every_depth_are_told_apart_by_a_key() -> None:
+    fields = {"task": "t", "needle": "It is {value}.", "question": "What is it?", "every_depth": True}
+    with pytest.raises(TaskFileError, match=r"t\.yaml: field 'needle': found no {key}; expected one, since every_depth is true"):
+        parse_spec(fields, file="t.yaml", overrides={})
+
+
 def test_a_file_that_is_not_ours_is_left_to_lm_eval(tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text("task: [broken\n")
     assert load(tmp_path, GOOD).task_name == "vault_code"
 
 
 def test_every_task_of_ours_loads_and_the_list_is_complete() -> None:
-    single = ["passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "copy"]
-    groups = ["extrapolate", "niah_extrapolate"]
-    names = [f"{name}{suffix}" for suffix in ("", "_generate") for name in (*(f"{name}_extrapolate" for name in single), *groups)]
+    grouped = ["passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "copy"]
+    in_groups = {f"{name}_extrapolate{suffix}" for suffix in ("", "_generate") for name in grouped}
+    groups = {f"{name}{suffix}" for suffix in ("", "_generate") for name in ("extrapolate", "niah_extrapolate")}
+    alone = {"niah_sweep_extrapolate", "niah_sweep_extrapolate_generate"}
     manager = TaskManager(include_defaults=False)
-    assert set(manager.all_tasks) == set(names)
-    loaded = manager.load(["extrapolate", "extrapolate_generate"])
-    assert set(loaded["tasks"]) == set(names) - {
-        "extrapolate",
-        "niah_extrapolate",
-        "extrapolate_generate",
-        "niah_extrapolate_generate",
-    }
+    assert set(manager.all_tasks) == in_groups | groups | alone
+    assert set(manager.load(["extrapolate", "extrapolate_generate"])["tasks"]) == in_groups
+    assert set(manager.load(sorted(alone))["tasks"]) == alone
 
 
 def test_the_example_in_contributing_runs(tmp_path: Path, evaluate: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,38 @@ def test_of_the_tokens_of_a_default_sweep_only_a_part_is_distinct(load: Any, nam
         for token in row:
             node = nodes.setdefault((node, token), len(nodes) + 1)
     assert len(nodes) / sum(map(len, rows)) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("suffix", ["", "_generate"])
+def test_a_sweep_of_needles_costs_one_context_and_is_scored_at_every_depth(evaluate: Any, suffix: str) -> None:
+    name = f"niah_sweep_extrapolate{suffix}"
+
+    def knows_the_first_half(prompt: str, answer: str) -> bool:
+        (key,) = re.findall(r"magic number for ([a-z-]+) mentioned in the provided text\?", prompt)
+        assert prompt.count(f"for {key} is: {answer.strip()}.") == 1
+        return prompt.index(answer.strip()) < len(prompt) / 2
+
+    model = Scripted(knows_the_first_half, max_length=10_000)
+    results = evaluate(model, [name], tokenizer=make_tokenizer("bpe"), lengths=[2000, 4000], samples=2)
+    assert curve(results, name) == {2000: 0.5, 4000: 0.5}
+    docs = [sample["doc"] for sample in results["samples"][name]]
+    assert Counter((doc["length"], doc["sample"]) for doc in docs) == dict.fromkeys(
+        itertools.product((2000, 4000), (0, 1)), len({doc["depth"] for doc in docs})
+    )
+    assert len({prompt.rpartition("\n")[0] for prompt in model.prompts}) == 4
+    assert len({doc["answer"] for doc in docs}) == 2 * 16
+
+
+def test_a_sweep_of_needles_leaves_out_what_is_too_short_for_all_of_them(evaluate: Any) -> None:
+    results = evaluate(
+        Scripted(lambda *_: True, 10_000),
+        ["niah_sweep_extrapolate"],
+        tokenizer=make_tokenizer("bpe"),
+        trained_length=1000,
+        samples=1,
+    )
+    lengths = results["configs"]["niah_sweep_extrapolate"]["lengths"]
+    assert [cell["outcome"] for cell in lengths] == ["too_short", "measured", "measured", "measured", "measured"]
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 15])

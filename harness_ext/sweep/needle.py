@@ -1,18 +1,25 @@
 """What is hidden in one sample, and the document that hides it at a depth.
 
 The tasks differ only in their text and in three numbers: how many keys stand in the document, how many values each key
-has, and how many keys are asked for (RULER, arXiv 2404.06654, section 3: single, multi-key, multi-value, multi-query).
+has, and how many keys are asked for (RULER, arXiv 2404.06654, section 3: single, multi-key, multi-value, multi-query). Or
+a key stands at each depth, and the prompts of a sample differ only in which of them they ask for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from harness_ext.errors import TaskFileError
 from harness_ext.sweep.spec import TaskSpec
 from harness_ext.sweep.values import KINDS, distinct, draw_key, parse_kind
+
+MAX_DRAWS = 10_000
+"""Keys and values to draw for one sample, until enough of them cost the same: with k different costs, n of one cost are among any
+k · (n − 1) + 1, which for 16 depths are a few hundred with the tokenizers in use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +49,7 @@ class Facts:
     """What one sample hides: the same at every length and depth, so that cells are compared on the same question."""
 
     pairs: tuple[tuple[str, str], ...]
-    """(key, value) of each needle, the first asked one first."""
+    """(key, value) of each needle: the first asked one first, or in the order of the depths where there is one at each."""
     asked: tuple[str, ...]
     """The keys that are asked for, in the order of the question."""
     values: tuple[str, ...]
@@ -64,12 +71,50 @@ def draw_facts(spec: TaskSpec, values: Iterator[str], rng: random.Random) -> Fac
     return Facts(pairs=tuple(pairs), asked=tuple(asked), values=tuple(value for key, value in pairs if key in asked))
 
 
+def draw_facts_alike(spec: TaskSpec, values: Iterator[str], rng: random.Random, cost: Callable[[Facts], int]) -> Facts:
+    """The facts of one sample that has a needle at each depth, all of them asked for.
+
+    `cost` says how many tokens it takes to ask for a key and answer with its value. All have the same, so that prompts of a
+    length hold the same filler whichever they ask for: pairs are drawn until there are as many of one cost as depths. Raises
+    TaskFileError where that does not happen.
+    """
+    alike: dict[int, list[tuple[str, str]]] = {}
+    drawn = zip(distinct(lambda: draw_key(rng), taken=lambda _: False), values, strict=False)
+    for key, value in itertools.islice(drawn, MAX_DRAWS):
+        pair = (key, value)
+        pairs = alike.setdefault(cost(Facts(pairs=(pair,), asked=(key,), values=(value,))), [])
+        if not _holds_a_value(pair, pairs):
+            pairs.append(pair)
+        if len(pairs) == len(spec.depths):
+            keys, expected = zip(*pairs, strict=True)
+            return Facts(pairs=tuple(pairs), asked=keys, values=expected)
+    most = max(map(len, alike.values()))
+    raise TaskFileError(
+        f"{spec.task}: field 'depths': {len(spec.depths)} were asked for, each with a needle, but of {MAX_DRAWS} keys and values "
+        f"at most {most} take this tokenizer equally many tokens; ask for {most} depths or fewer"
+    )
+
+
+def _holds_a_value(pair: tuple[str, str], pairs: list[tuple[str, str]]) -> bool:
+    """Whether a value, of `pair` or of `pairs`, is part of a key of theirs (words)."""
+    together = [*pairs, pair]
+    return any(value in key for key, _ in together for _, value in together)
+
+
+def narrow(spec: TaskSpec, facts: Facts, depth: float) -> Facts:
+    """What the prompt of `depth` asks of `facts`: everything, or the needle that stands there."""
+    if not spec.every_depth:
+        return facts
+    key, value = facts.pairs[spec.depths.index(depth)]
+    return dataclasses.replace(facts, asked=(key,), values=(value,))
+
+
 def build_document(spec: TaskSpec, facts: Facts, depth: float, rng: random.Random) -> Document:
-    """The document that hides `facts`: one asked-for needle at `depth`, the others anywhere, as `rng` draws.
+    """The document that hides `facts`: one asked-for needle at `depth`, the others anywhere, as `rng` draws, or at each depth.
 
     Several values of one key are expected in the order of the text, so their depths are dealt out in that order.
     """
-    depths = [depth, *(rng.random() for _ in facts.pairs[1:])]
+    depths = list(spec.depths) if spec.every_depth else [depth, *(rng.random() for _ in facts.pairs[1:])]
     if spec.values > 1:
         depths.sort()
     return Document(

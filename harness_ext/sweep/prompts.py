@@ -5,6 +5,7 @@ A sample keeps its facts and its haystack at every length and depth, so that cel
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from harness_ext.errors import HaystackError, LengthError, TaskFileError
 from harness_ext.sweep.fit import Filler, Fitted, count_bare, fit
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.haystack import Haystack
-from harness_ext.sweep.needle import Document, Facts, build_document, draw_facts, draw_values
+from harness_ext.sweep.needle import Document, Facts, build_document, draw_facts, draw_facts_alike, draw_values, narrow
 from harness_ext.sweep.seeds import generator
 from harness_ext.sweep.spec import TaskSpec
 
@@ -26,20 +27,23 @@ class Prompts:
         self._facts: list[Facts] = []
         self._fillers: dict[int, Filler] = {}
 
-    def facts(self, sample: int) -> Facts:
-        """What the sample hides. Raises TaskFileError where the task's kind of value has too few for so many samples."""
+    def facts(self, sample: int, depth: float) -> Facts:
+        """What the sample hides, and what of it is asked at `depth`.
+
+        Raises TaskFileError where the task's kind of value has too few for so many samples.
+        """
         try:
             while len(self._facts) <= sample:
-                self._facts.append(draw_facts(self.spec, self._values, self._rng("keys", len(self._facts))))
+                self._facts.append(self._draw_facts(self._rng("keys", len(self._facts))))
         except LookupError as error:
             raise TaskFileError(
                 f"{self.spec.task}: field 'value': {self.spec.value} admits only {error}; ask for wider values"
             ) from None
-        return self._facts[sample]
+        return narrow(self.spec, self._facts[sample], depth)
 
     def document(self, sample: int, depth: float) -> Document:
         """The sample's text without filler."""
-        return build_document(self.spec, self.facts(sample), depth, self._rng("depths", sample))
+        return build_document(self.spec, self.facts(sample, depth), depth, self._rng("depths", sample))
 
     def count_bare(self) -> int:
         """Tokens of the longest of all samples without filler: no length below it can be asked for."""
@@ -60,13 +64,24 @@ class Prompts:
         outside = fitted.body
         for needle in document.needles:
             outside = outside.replace(needle, "", 1)
-        for value in self.facts(sample).values:
+        for value in self.facts(sample, depth).values:
             if value in outside:
                 raise HaystackError(f"{self.spec.task}: the value {value!r} stands outside its needle too; give another haystack")
         return document, fitted
 
+    def _draw_facts(self, rng: random.Random) -> Facts:
+        if not self.spec.every_depth:
+            return draw_facts(self.spec, self._values, rng)
+        alone = dataclasses.replace(self.spec, every_depth=False)
+
+        def cost(facts: Facts) -> int:
+            document = build_document(alone, facts, 0.0, rng)
+            return count_bare(dataclasses.replace(document, needles=(), depths=()), self.frame)
+
+        return draw_facts_alike(self.spec, self._values, rng, cost)
+
     def _sentences(self, sample: int) -> Iterator[str]:
-        keys, values = zip(*self.facts(sample).pairs, strict=True)
+        keys, values = zip(*self.facts(sample, self.spec.depths[0]).pairs, strict=True)
         rng = self._rng("haystack", sample)
         return self.haystack.sentences(rng, lambda text: text in keys or any(value in text for value in values))
 

@@ -41,6 +41,8 @@ class TaskSpec:
     """Values for each key."""
     queries: int = 1
     """Keys asked for, at most `keys`."""
+    every_depth: bool = False
+    """A needle with a key of its own stands at each of `depths`, in every prompt; the prompt of a depth asks for the one there."""
     inline: bool = True
     """Needles stand inside the running text; false: each on a line of its own."""
     haystack: str | dict[str, Any] = "text"
@@ -102,6 +104,14 @@ def _check(field: str, value: Any, where: str) -> Any:
 def _check_together(spec: TaskSpec, file: str) -> None:
     if spec.queries > spec.keys:
         raise TaskFileError(f"{file}: field 'queries': found {spec.queries}; expected at most keys, which is {spec.keys}")
+    if spec.every_depth and (spec.keys, spec.values, spec.queries) != (1, 1, 1):
+        field = next(name for name in ("keys", "values", "queries") if getattr(spec, name) != 1)
+        raise TaskFileError(
+            f"{file}: field {field!r}: found {getattr(spec, field)}; expected 1 beside every_depth, which gives each depth one key "
+            "with one value"
+        )
+    if spec.every_depth and "{key}" not in spec.needle:
+        raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since every_depth is true")
     if spec.keys > 1 and "{key}" not in spec.needle:
         raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since keys is {spec.keys}")
     if "{key}" in spec.needle and "{key}" not in spec.question:
@@ -189,6 +199,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "keys": _number(1),
     "values": _number(1),
     "queries": _number(1),
+    "every_depth": _boolean,
     "inline": _boolean,
     "haystack": _haystack,
     "multiples": _several(_number(0, whole=False)),
@@ -210,6 +221,7 @@ _EXPECTED = {
     "keys": "a whole number from 1",
     "values": "a whole number from 1",
     "queries": "a whole number from 1",
+    "every_depth": "true or false",
     "inline": "true or false",
     "haystack": 'noise, text, needles, the path of a text file, or {"dataset": name, "column": column}',
     "multiples": "numbers above 0, such as [0.5, 1, 2]",

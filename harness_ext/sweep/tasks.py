@@ -146,7 +146,7 @@ class ExtrapolateTask(HostTask):
                 "depth_realised": fitted.depths[document.target],
                 "prompt_tokens": fitted.prompt_tokens,
                 "answer": document.answer,
-                "values": list(prompts.facts(doc["sample"]).values),
+                "values": list(prompts.facts(doc["sample"], doc["depth"]).values),
             }
             arguments = prompts.frame.arguments(fitted.body, document)
             self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
