@@ -2,7 +2,7 @@
 
 Of each task: the tokens that all its prompts have together, those of them that begin no other prompt alike (a token counts once
 for each distinct text before it, which is what a model has to compute at least), the quotient, and how far a needle stands
-from its depth at most, at 512 tokens or more.
+from its depth at most, at 512 tokens or more (0 where there are none).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def measure(task: Any, tokenizer: Any) -> str:
     # A continuation's last token is scored, but never goes in.
     rows = [tokenizer.encode("".join(instance.args))[:-1] for instance in task.instances]
     asked, distinct = sum(map(len, rows)), count_distinct(rows)
-    docs = [instance.doc for instance in task.instances if instance.doc["length"] >= 512]
+    docs = [instance.doc for instance in task.instances if instance.doc.get("length", 0) >= 512]
     departure = max((abs(doc["depth"] - doc["depth_realised"]) for doc in docs), default=0.0)
     return f"{task.spec.task:<32} {asked:>9} {distinct:>9} {asked / distinct:>6.2f} {departure:>6.3f}"
 

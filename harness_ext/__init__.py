@@ -6,9 +6,10 @@ This module imports nothing, since Python's start-up reaches through it (`_start
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from harness_ext._startup import install
+    from harness_ext.sweep.loss import LossTask
     from harness_ext.sweep.tasks import ExtrapolateTask as Task
 
-__all__ = ["Task", "install"]
+__all__ = ["LossTask", "Task", "install"]
 
 
 def __getattr__(name: str) -> object:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> object:
         from harness_ext.sweep.tasks import ExtrapolateTask
 
         return ExtrapolateTask
+    if name == "LossTask":
+        from harness_ext.sweep.loss import LossTask
+
+        return LossTask
     if name == "install":
         from harness_ext._startup import install
 

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 LAST_WITHOUT_PLUGINS = (0, 4, 13)
 """The last lm_eval that does not read the entry-point group `lm_eval.models` by itself."""
-CLASS = "harness_ext.Task"
+CLASSES = {"harness_ext.Task": "parse_spec", "harness_ext.LossTask": "parse_loss_spec"}
+"""A task file's class → the function of `sweep.spec` that reads the file."""
 OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
@@ -167,11 +168,11 @@ def _check_task_file(file: Path, text: str) -> None:
         raise TaskFileError(f"{file}: field 'task': found {config.get('task')!r}; expected the task's name")
     if "include" in config:
         return  # the rest of its fields stand elsewhere; it is checked when it is loaded
-    if config.get("class") != CLASS:
-        raise TaskFileError(f"{file}: field 'class': found {config.get('class')!r}; expected !function {CLASS}")
-    from harness_ext.sweep.spec import parse_spec
+    if config.get("class") not in CLASSES:
+        raise TaskFileError(f"{file}: field 'class': found {config.get('class')!r}; expected !function {' or '.join(CLASSES)}")
+    from harness_ext.sweep import spec
 
-    parse_spec(config, file=str(file), overrides={})
+    getattr(spec, CLASSES[config["class"]])(config, file=str(file), overrides={})
 
 
 def _is_ours(task: Any, manager: Any) -> bool:
@@ -183,7 +184,7 @@ def _is_ours(task: Any, manager: Any) -> bool:
         return False
     config = entry.cfg or {}
     if "class" in config:
-        return str(config["class"]).endswith(CLASS)
+        return str(config["class"]).endswith(tuple(CLASSES))
     members = config["task"] if isinstance(config.get("task"), list) else sorted(entry.tags)
     names = [member if isinstance(member, str) else member.get("task") for member in members]
     return bool(names) and entry.name not in names and all(_is_ours(name, manager) for name in names)
@@ -191,9 +192,9 @@ def _is_ours(task: Any, manager: Any) -> bool:
 
 def _leaves(tasks: Any) -> Iterator[Any]:
     """Our tasks in what `evaluate` is given: flat, or nested in groups."""
-    ours = sys.modules.get("harness_ext.sweep.tasks")
+    ours = sys.modules.get("harness_ext.sweep.host")
     if isinstance(tasks, dict):
         for task in tasks.values():
             yield from _leaves(task)
-    elif ours is not None and isinstance(tasks, ours.ExtrapolateTask):
+    elif ours is not None and isinstance(tasks, ours.SweepTask):
         yield tasks

@@ -127,6 +127,7 @@ def open_tasks(asked: Asked) -> Any:
     harness_ext.install()
     from lm_eval.tasks import TaskManager
 
+    from harness_ext.sweep.loss import LossTask
     from harness_ext.sweep.tasks import ExtrapolateTask
 
     options = {"include_path": asked.include_path, "metadata": dict(asked.metadata)}
@@ -141,6 +142,10 @@ def open_tasks(asked: Asked) -> Any:
     except (KeyError, ValueError) as error:  # lm_eval's words for a name it does not know, or that comes twice
         raise ComparisonError(f"--tasks: {error.args[0]}{_meant(asked.tasks, ours)}") from None
     for name, task in loaded.items():
+        if isinstance(task, LossTask):
+            raise ComparisonError(
+                f"--tasks: {name} has no exact matches, which are what is compared; run it once per method with lm_eval"
+            )
         if not isinstance(task, ExtrapolateTask):
             raise ComparisonError(f"--tasks: {name} has no lengths; expected tasks of this package ({', '.join(ours)})")
         task.check({"pretrained": asked.model, **asked.model_args, **asked.metadata})

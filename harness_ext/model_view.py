@@ -7,6 +7,7 @@ files, by the names in `--model_args` and `--metadata`, where it does not (scrip
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -85,6 +86,20 @@ class ModelView:
         """Tokens of each text by itself, without special tokens."""
         return self._counts.each(texts)
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text that something may follow, as the model splits it: BOS first where it has one.
+
+        Raises ModelError for an encoder-decoder, which splits no text but two.
+        """
+        if self._tokenizes and getattr(self.lm, "backend", "causal") != "causal":
+            raise ModelError(
+                "an encoder-decoder reads a context and writes an answer, and has no loss by position; use a causal model"
+            )
+        if self._tokenizes:
+            return list(self.lm.tok_encode(text))
+        ids = self._tokenizer.encode(text)
+        return list(ids[: len(ids) - self._appended])
+
     def count_scored(self, context: str, answer: str) -> int:
         """Tokens of a context and the answer scored after it, as the model splits them."""
         if self._tokenizes and getattr(self.lm, "backend", "causal") != "causal":
@@ -109,6 +124,12 @@ class ModelView:
     @cached_property
     def _counts(self) -> TokenCount:
         return TokenCount(self._tokenizer)
+
+    @cached_property
+    def _appended(self) -> int:
+        """Tokens that the tokenizer puts after every text, such as EOS: no model that scores a continuation reads them."""
+        ids, bare = self._tokenizer.encode("a"), self._tokenizer.encode("a", add_special_tokens=False)
+        return len(list(itertools.takewhile(lambda token: token not in bare, reversed(ids)))) if bare else 0
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers_here import KINDS, make_tokenizer
 
@@ -83,6 +83,7 @@ def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tu
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(KINDS), st.sampled_from(HAYSTACKS), st.integers(0, 3), st.floats(0, 1), st.integers(1500, 4000))
+@example("bpe", "needles", 1, 0.875, 1500)  # filled up with words
 def test_the_depth_recorded_is_where_the_needle_stands_by_tokens(
     kind: str, haystack: str, seed: int, depth: float, extra: int
 ) -> None:

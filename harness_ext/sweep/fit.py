@@ -31,12 +31,16 @@ DEPARTURE = 0.02
 a fifth of the 0.11 between neighbours of the default depths, so that no cell is mistaken for its neighbour."""
 
 
-class Tokenizer(Protocol):
-    """What is asked of a model's tokenizer."""
+class Counter(Protocol):
+    """What is asked of a model's tokenizer for a haystack."""
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself, without special tokens."""
         ...
+
+
+class Tokenizer(Counter, Protocol):
+    """What is asked of a model's tokenizer for a prompt."""
 
     def count_prompt(self, body: str, document: Document) -> int:
         """Tokens that the model consumes for `document` with this body: BOS, chat template, answer prefix and answer too."""
@@ -60,7 +64,7 @@ class Filler:
     """One sample's haystack and the tokens of its sentences; drawn out as far as it is read, shared by all its prompts."""
 
     sentences: Iterator[str]
-    tokenizer: Tokenizer
+    tokenizer: Counter
     texts: list[str] = field(default_factory=list)
     ends: list[int] = field(default_factory=lambda: [0])
     """Tokens of the first i sentences."""
@@ -82,7 +86,7 @@ class Filler:
         if not batch:
             raise LengthError(f"the haystack ended after {len(self.texts)} sentences; give one that goes on")
         new = [text for text in dict.fromkeys(batch) if text not in self._costs]
-        self._costs.update(zip(new, _count_in_context(self.tokenizer, new), strict=True))
+        self._costs.update(zip(new, count_in_context(self.tokenizer, new), strict=True))
         self.texts += batch
         before = self.ends[-1]
         self.ends += itertools.accumulate((self._costs[text] for text in batch), initial=self.ends.pop())
@@ -201,6 +205,8 @@ def _build(
     sentences = filler.texts[: choice.lead] + [filler.texts[index] for index in choice.tail]
     places = [find_boundary(ends, target) for target in targets]
     body = assemble(document, sentences, places, padding)
+    if sentences and padding:
+        ends[-1] += tokenizer.count([padding])[0]  # the last sentence, drawn out
     return Fitted(
         body=body,
         depths=tuple(ends[place] / ends[-1] if ends[-1] else 0.0 for place in places),
@@ -245,7 +251,7 @@ def _paddings(missing: int, tokenizer: Tokenizer) -> Iterator[str]:
         yield from (candidates[i] for i in ranked[:16] if abs(costs[i] - missing) <= 4)
 
 
-def _count_in_context(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+def count_in_context(tokenizer: Counter, texts: Sequence[str]) -> list[int]:
     """Tokens of each text as it stands after a sentence and a space (tokenizers mark the beginning of a text in their own ways)."""
     before = NOISE[0]
     first, *counts = tokenizer.count([before, *(f"{before} {text}" for text in texts)])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from harness_ext.cells import Length, Limit, TrainedLength
 from harness_ext.errors import LengthError
-from harness_ext.sweep.spec import TaskSpec
+from harness_ext.sweep.spec import LossSpec, TaskSpec
 
 
-def plan_lengths(spec: TaskSpec, trained: TrainedLength | None, limits: Sequence[Limit]) -> list[Length]:
+def plan_lengths(spec: TaskSpec | LossSpec, trained: TrainedLength | None, limits: Sequence[Limit]) -> list[Length]:
     """The task's lengths, shortest first, each `measured` or with the outcome of the first of `limits` that it exceeds.
 
     Raises LengthError where multiples are asked for and no trained length is known.

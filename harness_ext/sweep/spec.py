@@ -15,8 +15,10 @@ from harness_ext.sweep.values import parse_kind
 
 HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
-RUN_FIELDS = ("multiples", "lengths", "depths", "samples", "seed", "haystack")
-"""Fields that `--metadata` may change for one run."""
+RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack")
+"""Fields that `--metadata` may change for one run, in the tasks that have them."""
+MULTIPLES = (0.5, 1, 2, 4, 8)
+"""Of the trained length, where a task says nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class TaskSpec:
     """Needles stand inside the running text; false: each on a line of its own."""
     haystack: str | dict[str, Any] = "text"
     """`noise`, `text`, `needles`, a text file's path, or {"dataset": name, "column": name}."""
-    multiples: tuple[float, ...] = (0.5, 1, 2, 4, 8)
+    multiples: tuple[float, ...] = MULTIPLES
     """Lengths as multiples of the model's trained length."""
     lengths: tuple[int, ...] = ()
     """Lengths in tokens; used instead of `multiples` where given."""
@@ -65,20 +67,60 @@ class TaskSpec:
     """How a generated answer is compared; see `scoring`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSpec:
+    """A task that scores running text. Every field but `task` has a default."""
+
+    task: str
+    """The name lm_eval knows it by."""
+    haystack: str | dict[str, Any] = "text"
+    """`noise`, `text`, a text file's path, or {"dataset": name, "column": name}."""
+    multiples: tuple[float, ...] = MULTIPLES
+    """Lengths as multiples of the model's trained length."""
+    lengths: tuple[int, ...] = ()
+    """Lengths in tokens; used instead of `multiples` where given."""
+    buckets: int = 32
+    """Parts of the longest length that are scored apart; fewer where they would be too short (`buckets.plan_edges`)."""
+    samples: int = 10
+    """Documents."""
+    seed: int = 0
+    """Changes every draw."""
+
+
 def parse_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, Any]) -> TaskSpec:
     """The task that `config` states, with `overrides` (from `--metadata`) laid over it.
 
     Raises TaskFileError that names the file, the field, what was found and what was expected.
     """
-    known = {field.name for field in dataclasses.fields(TaskSpec)}
+    spec = TaskSpec(**_read_fields(TaskSpec, ("task", "needle", "question"), config, file, overrides))
+    _check_together(spec, file)
+    return spec
+
+
+def parse_loss_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, Any]) -> LossSpec:
+    """As `parse_spec`, of a task that scores running text."""
+    spec = LossSpec(**_read_fields(LossSpec, ("task",), config, file, overrides))
+    if spec.haystack == "needles":
+        where = "metadata" if "haystack" in overrides else file
+        raise TaskFileError(
+            f"{where}: field 'haystack': found 'needles', which this task has none of; expected text, noise or a text"
+        )
+    return spec
+
+
+def _read_fields(
+    kind: type[Any], required: tuple[str, ...], config: Mapping[str, Any], file: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of a `kind` of task, read and checked."""
+    known = {field.name for field in dataclasses.fields(kind)}
     fields = {key: value for key, value in config.items() if key not in HOST_FIELDS - {"task"}}
     for key in fields:
         if key not in known:
             raise TaskFileError(f"{file}: unknown field {key!r}{_meant(key, known | HOST_FIELDS)}; known: {_list(known)}")
-    for key in ("task", "needle", "question"):
+    for key in required:
         if key not in fields:
             raise TaskFileError(f"{file}: field {key!r} is missing; expected {_EXPECTED[key]}")
-    chosen = {key: overrides[key] for key in RUN_FIELDS if key in overrides}
+    chosen = {key: overrides[key] for key in RUN_FIELDS if key in overrides and key in known}
     for key in overrides:
         meant = difflib.get_close_matches(key, RUN_FIELDS, n=1, cutoff=0.85)
         if key not in RUN_FIELDS and meant:
@@ -88,10 +130,7 @@ def parse_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, 
     if "multiples" in chosen:
         fields.pop("lengths", None)
     checked = {key: _check(key, value, file) for key, value in fields.items()}
-    checked |= {key: _check(key, value, "metadata") for key, value in chosen.items()}
-    spec = TaskSpec(**checked)
-    _check_together(spec, file)
-    return spec
+    return checked | {key: _check(key, value, "metadata") for key, value in chosen.items()}
 
 
 def _check(field: str, value: Any, where: str) -> Any:
@@ -205,6 +244,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "multiples": _several(_number(0, whole=False)),
     "lengths": _several(_number(1)),
     "depths": _depths,
+    "buckets": _number(1),
     "samples": _number(1),
     "seed": _number(0),
     "output_type": _one_of("loglikelihood", "generate_until"),
@@ -227,6 +267,7 @@ _EXPECTED = {
     "multiples": "numbers above 0, such as [0.5, 1, 2]",
     "lengths": "whole numbers of tokens from 1, such as [512, 1024]",
     "depths": "numbers from 0 to 1, such as [0, 0.5, 1], or how many of them, at least 2",
+    "buckets": "a whole number from 1",
     "samples": "a whole number from 1",
     "seed": "a whole number from 0",
     "output_type": "loglikelihood or generate_until",
