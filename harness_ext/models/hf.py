@@ -198,6 +198,7 @@ class HFExtrapolate(HFLM):
             self._prepare(longest, longest)
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
         self._prepare(longest, longest)
+        self._reader.prepare(longest - 1)
         groups = self._group(sizes)
         schedules = [self._plan([requests[index] for index in group], override_bs) for group in groups]
         answers: list[Answer] = [(0.0, False)] * len(requests)
@@ -246,7 +247,7 @@ class HFExtrapolate(HFLM):
         for group in self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings]):
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
-            if self.backend == "causal" and _is_greedy(asked) and self._reader.generates:
+            if self.backend == "causal" and _is_greedy(asked) and self._can_generate(longest):
                 found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
             else:
                 found = self._memory.what_fits(
@@ -257,6 +258,10 @@ class HFExtrapolate(HFLM):
             for index, answer in zip(group, found, strict=True):
                 answers[index] = _check_understood(requests[index], answer)
         return answers
+
+    def _can_generate(self, longest: int) -> bool:
+        self._reader.prepare(longest)
+        return self._reader.generates
 
     def _generate(self, contexts: Sequence[list[int]], requests: Sequence[Instance], budget: int, *, quiet: bool) -> list[Any]:
         """Greedy answers, each from what its prompt shares with others, by HFLM's own generation."""

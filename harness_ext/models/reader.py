@@ -15,7 +15,7 @@ from harness_ext.models.forward import Forward, Run
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
-from harness_ext.models.self_check import Finding, check_generation, find_state
+from harness_ext.models.self_check import Finding, check_generation, find_reach, find_state
 from harness_ext.models.state import State
 
 log = logging.getLogger(__name__)
@@ -34,39 +34,48 @@ class Reader:
         self.forward, self.memory, self.chunk, self.trained = forward, memory, chunk, trained
         self.asked = self.computed = 0
         """Tokens of all prompts so far, and those of them that were computed."""
-        self._finding = Finding(make=None, said="exact=True was asked for") if exact else None
+        self.sharing = Finding(make=None, said="exact=True was asked for") if exact else None
+        """What the model can go on from, once that was found out."""
+        self._checked = 0
         self._generation: Finding | None = None
 
-    @property
-    def sharing(self) -> Finding:
-        """What the model can go on from, found out on the first call, as the model is then."""
-        if self._finding is None:
-            self._finding = find_state(self.forward, self.trained)
-            how = "prompts share what they have in common" if self._finding.make else "every prompt is read whole"
-            log.log(logging.INFO if self._finding.make else logging.WARNING, "%s: %s", how, self._finding.said)
-        return self._finding
+    def prepare(self, longest: int) -> None:
+        """Finds out what the model, as it is now, can go on from; no farther than the `longest` prompt, in tokens, goes.
+
+        Again where later prompts go farther than earlier ones, and that may make a difference.
+        """
+        far = min(longest, find_reach(self.forward, self.trained))
+        if self.sharing is not None and (self.sharing.make is None or far <= self._checked):
+            return
+        self.sharing, self._checked = find_state(self.forward, self.trained, far), far
+        how = "prompts share what they have in common" if self.sharing.make else "every prompt is read whole"
+        log.log(logging.INFO if self.sharing.make else logging.WARNING, "%s: %s", how, self.sharing.said)
 
     @property
     def generates(self) -> bool:
-        """Whether an answer can be generated from a shared beginning, found out on the first call."""
+        """Whether an answer can be generated from a shared beginning, found out on the first call after `prepare`."""
         if self._generation is None:
-            make = self.sharing.make
-            self._generation = check_generation(self.forward, make) if make else self.sharing
+            make = self._made().make
+            self._generation = check_generation(self.forward, make, self._checked) if make else self._made()
             if make and not self._generation.make:
                 log.warning("answers are generated from whole prompts: %s", self._generation.said)
         return self._generation.make is not None
+
+    def _made(self) -> Finding:
+        assert self.sharing is not None, "prepare comes first"
+        return self.sharing
 
     def describe(self) -> dict[str, Any]:
         """For the results file: tokens asked and computed so far, and what they were shared by."""
         return {
             "asked": self.asked,
             "computed": self.computed,
-            "sharing": self._finding.said if self._finding else "nothing was read",
+            "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
 
     def plan(self, sequences: Sequence[Tokens], wanted: Sequence[int], batch: Batch, *, apart: bool = False) -> Schedule:
         """The schedule that suits the model; see `prefix_tree.plan`."""
-        make = self.sharing.make
+        make = self._made().make
         if make is None:
             return prefix_tree.plan_whole(sequences, wanted, batch)
         return prefix_tree.plan(sequences, wanted, batch, cut=make(0).cuts, apart=apart)
@@ -158,7 +167,7 @@ class Reader:
 
     def _make(self, room: int) -> Callable[[], State] | None:
         """What makes a fresh state with room for so many tokens."""
-        make = self.sharing.make
+        make = self._made().make
         return None if make is None else functools.partial(make, room)
 
 

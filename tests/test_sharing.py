@@ -1,0 +1,223 @@
+"""Sharing what prompts have in common changes no answer; where it would, it is found out and left."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+from conftest import build
+from families import FAMILIES, LENGTH
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from harness_ext.models.forward import Forward
+from harness_ext.models.hf import HFExtrapolate
+from harness_ext.models.self_check import find_state
+
+APART = {
+    *("openai-gpt", "xlm", "reformer", "cpmant", "xlnet", "mamba", "falcon_mamba", "recurrent_gemma", "bamba", "minimax", "jamba"),
+    *("llama-dynamic", "llama-longrope", "phi3-longrope"),
+}
+"""Families whose prompts cannot share: no cache, an attention that is not causal, or chunks that are another computation."""
+COPIED = {
+    "mamba2",
+    "rwkv",
+    "lfm2",
+    "falcon_h1",
+    "qwen3_next",
+    "qwen3_5",
+    "olmo_hybrid",
+    "zamba2-rotary",
+    "zamba2",
+    "granitemoehybrid",
+}
+COPIED |= {"kimi_linear", "nemotron_h"}
+"""Families whose state can be gone on from, and not cut back."""
+DECODERS = sorted(name for name, family in FAMILIES.items() if not family.seq2seq)
+SAME_AS_HF = (
+    *("llama", "mistral-window", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "phi", "gpt_neox", "deepseek_v3"),
+    *("smollm3", "cohere2", "gpt2", "opt", "gpt_neo", "gptj", "bloom", "falcon-alibi", "mpt", "xglm", "llama-dynamic"),
+    *("phi3-longrope", "mamba", "mamba2", "rwkv", "qwen3_next", "jamba", "nemotron_h"),
+)
+
+
+def longer(family: str) -> dict[str, Any]:
+    """Changes to a family's configuration that let it run to twice LENGTH where a table would end."""
+    known = FAMILIES[family]
+    return {known.length_field: 2 * LENGTH} if known.hard and known.length_field else {}
+
+
+def prompts() -> list[tuple[None, list[int], list[int]]]:
+    """Prompts of a sweep, past LENGTH: they branch off one haystack, off each other, contain each other, or stand alone."""
+    rng = random.Random(0)
+    hay, other = ([rng.randrange(3, 500) for _ in range(120)] for _ in range(2))
+    made = [(hay[:place] + other[:40] + hay[place:size], 3) for place, size in ((10, 60), (30, 60), (30, 80), (77, 80), (60, 60))]
+    made += [(hay, 1), (hay, 4), (hay[:50], 2), (hay[:50], 2), (other, 1), (other[:7], 1), (hay[:110] + other[:2], 2)]
+    return [(None, context, [rng.randrange(3, 500) for _ in range(count)]) for context, count in made]
+
+
+def score(model: Any) -> list[tuple[float, bool]]:
+    return list(model._loglikelihood_tokens(prompts(), disable_tqdm=True))
+
+
+@pytest.mark.parametrize("family", SAME_AS_HF)
+def test_shared_answers_past_the_trained_length_are_those_of_hf(family: str, saved: Any) -> None:
+    folder = str(saved(family, **longer(family)))
+    options = {"device": "cpu", "dtype": "float32"}
+    pinned = family in ("llama-dynamic", "phi3-longrope")  # hf's depend on what it ran before
+    if pinned:
+        expected = [score_alone(folder, prompt) for prompt in prompts()]
+    else:
+        expected = list(
+            HFLM(pretrained=folder, max_length=2 * LENGTH, **options)._loglikelihood_tokens(prompts(), disable_tqdm=True)
+        )
+    for chunk, batch_size in ((512, 1), (16, 1), (16, 4)):
+        model = HFExtrapolate(pretrained=folder, chunk=chunk, batch_size=batch_size, trained_length=LENGTH, **options)
+        found = score(model)
+        assert model._reader.sharing is not None
+        assert (model._reader.sharing.make is None) == (family in APART and not pinned)
+        for (likelihood, greedy), (known, known_greedy) in zip(found, expected, strict=True):
+            assert likelihood == pytest.approx(known, abs=1e-4 * max(1.0, abs(known) / 10))
+            assert greedy == known_greedy
+
+
+def score_alone(folder: str, prompt: Any) -> tuple[float, bool]:
+    """A prompt's answer from a model that has run nothing else, read whole."""
+    model = HFExtrapolate(pretrained=folder, exact=True, device="cpu", dtype="float32", trained_length=LENGTH)
+    return model._loglikelihood_tokens([prompt], disable_tqdm=True)[0]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_what_a_family_can_go_on_from_is_found_out(family: str) -> None:
+    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))
+    found = find_state(Forward(model, torch.device("cpu")), LENGTH, 400)
+    assert (found.make is None) == (family in APART), found.said
+    if found.make is not None:
+        assert found.make(0).cuts == (family not in COPIED), found.said
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_next", "gpt2"])
+def test_each_distinct_token_goes_through_the_model_once(family: str, saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved(family, **longer(family))), chunk=16, device="cpu", dtype="float32")
+    score(model)  # with the self-check
+    read: list[int] = []
+    model.model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].numel()))
+    before = model._reader.computed
+    score(model)
+    sequences = [[*context, *continuation][:-1] for _, context, continuation in prompts()]
+    distinct = len({tuple(sequence[: end + 1]) for sequence in sequences for end in range(len(sequence))})
+    assert sum(read) == distinct == model._reader.computed - before
+    assert max(read) <= 16
+
+
+def test_a_sweep_says_in_its_results_how_many_tokens_it_asked_and_computed(saved: Any, evaluate: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
+    results = evaluate(model, ["passkey_extrapolate"], multiples=[1, 2], depths=10, samples=2)
+    reading = results["config"]["reading"]
+    assert reading["asked"] == 20 * (200 + 400) - 40  # the last token of each answer is scored, and never read
+    assert reading["computed"] < reading["asked"] / 1.8
+    assert "cut back" in reading["sharing"]
+
+
+def test_exact_shares_nothing_and_reads_every_prompt_whole(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), exact=True, chunk=16, device="cpu", dtype="float32")
+    read: list[int] = []
+    model.model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].numel()))
+    score(model)
+    assert sorted(read) == sorted(len(context) + len(continuation) - 1 for _, context, continuation in prompts())
+
+
+def test_low_precision_shares_within_its_rounding_and_not_where_rounding_would_hide_a_difference(saved: Any) -> None:
+    exact, shared = (
+        score(HFExtrapolate(pretrained=str(saved("llama")), exact=exact, device="cpu", dtype="bfloat16")) for exact in (True, False)
+    )
+    for (likelihood, _), (known, _) in zip(shared, exact, strict=True):
+        assert likelihood == pytest.approx(known, rel=0.03, abs=0.3)
+    jamba = HFExtrapolate(pretrained=str(saved("jamba")), device="cpu", dtype="bfloat16")
+    jamba._reader.prepare(100)
+    assert jamba._reader.sharing is not None
+    assert jamba._reader.sharing.make is None
+    assert "rounding hides" in jamba._reader.sharing.said
+
+
+def test_the_self_check_never_reads_past_the_end_of_a_table(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("gpt2")), device="cpu", dtype="float32")
+    for size in (20, LENGTH - 1, LENGTH):
+        model._loglikelihood_tokens([(None, [7] * size, [8])], disable_tqdm=True)
+        assert model._reader.sharing is not None
+        assert model._reader.sharing.make is not None, model._reader.sharing.said
+
+
+def test_a_model_that_cannot_share_says_why_in_the_log(saved: Any, caplog: pytest.LogCaptureFixture) -> None:
+    score(HFExtrapolate(pretrained=str(saved("mamba")), device="cpu", dtype="float32"))
+    assert "every prompt is read whole: keys and values that are cut back: logits differ" in caplog.text
+
+
+def test_a_model_with_weights_spread_by_a_device_map_shares_too(saved: Any) -> None:
+    options = {"pretrained": str(saved("llama")), "device": "cpu", "dtype": "float32"}
+    spread = HFExtrapolate(
+        **options, device_map={"model.embed_tokens": "cpu", "model.layers": "cpu", "model.norm": "cpu"} | {"": "cpu"}
+    )
+    for found, known in zip(score(spread), score(HFExtrapolate(**options, exact=True)), strict=True):
+        assert found == (pytest.approx(known[0], abs=1e-4), known[1])
+
+
+def test_prompts_of_different_lengths_share_nothing_under_frequencies_of_their_own(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama-dynamic")), device="cpu", dtype="float32")
+    hay = list(range(5, 105))
+    same = [(None, [*hay[:60], key, *hay[60:]], [7]) for key in (3, 4, 5)]
+    model._loglikelihood_tokens(same, disable_tqdm=True)
+    assert model._reader.computed == 60 + 3 * 41
+    model._loglikelihood_tokens([(None, hay[:size], [7]) for size in (60, 80, 100)], disable_tqdm=True)
+    assert model._reader.computed == 60 + 3 * 41 + 240
+
+
+def test_finished_answers_reach_the_cache_before_the_end(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.models.reader.FLUSH", 0)
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+    written: list[Any] = []
+    monkeypatch.setattr(model.cache_hook, "add_partial", lambda kind, key, answer: written.append((key, answer)))
+    forwards = itertools.count()
+    forward = model.model.forward
+    model._reader.prepare(21)  # the self-check is no part of the run
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(forwards) == 3:
+            raise RuntimeError("the power went off")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", failing)
+    asked = [((str(i), ""), [i] * 20, [9, 8]) for i in range(10, 16)]
+    with pytest.raises(RuntimeError, match="power"):
+        model._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert len({key for key, _ in written}) == len(written) == 3
+    for key, answer in written:
+        assert answer == (pytest.approx(score_one(saved, int(key[0]))[0], abs=1e-4), False)
+
+
+def score_one(saved: Any, token: int) -> Any:
+    model = HFExtrapolate(pretrained=str(saved("llama")), exact=True, device="cpu", dtype="float32")
+    return model._loglikelihood_tokens([(None, [token] * 20, [9, 8])], disable_tqdm=True)[0]
+
+
+def test_rolling_windows_are_read_in_chunks_and_sum_up_to_what_hf_says(saved: Any) -> None:
+    text = Instance("loglikelihood_rolling", {}, ("The old farmer carried a box near the river. " * 30,), 0, ("t", 0, 1))
+    options = {"pretrained": str(saved("llama")), "device": "cpu", "dtype": "float32"}
+    found = HFExtrapolate(**options, chunk=24).loglikelihood_rolling([text], disable_tqdm=True)
+    assert found == pytest.approx(HFLM(**options).loglikelihood_rolling([text], disable_tqdm=True), rel=1e-6)
+
+
+def test_few_logits_are_held_at_a_time(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness_ext.models.forward.SCORES", 600 * 10)  # ten positions of this vocabulary
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+    score(model)
+    seen: list[int] = []
+    model.model.get_output_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+    prompt = [(None, [7, 8, 9], list(range(10, 60)))]
+    found = model._loglikelihood_tokens(prompt, disable_tqdm=True)
+    assert max(seen) == 10
+    known = HFLM(pretrained=str(saved("llama")), device="cpu", dtype="float32", max_length=100)._loglikelihood_tokens(prompt)
+    assert found[0] == (pytest.approx(known[0][0], abs=1e-3), known[0][1])
