@@ -1,9 +1,9 @@
-"""Counting the tokens of long texts that differ in a sentence: each sentence is tokenised once.
+"""The tokens of long texts that differ in a sentence, and their number: each sentence is tokenised once.
 
 Tokenizers that cut text into words before anything else (a `pre_tokenizer`: byte-level BPE, WordPiece, most SentencePiece
 conversions) treat each word by itself, so the tokens of a text are those of its sentences, wherever the pre-tokenizer cuts
 between them. Where it does is asked of the pre-tokenizer itself, at each kind of seam. Where it does not, or there is none,
-the whole text is tokenised. Either way the count is that of the whole final string.
+the whole text is tokenised. Either way the tokens are those of the whole final string.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MARK = "\0"
 
 
 class TokenCount:
-    """Counts for one tokenizer (transformers', fast or slow)."""
+    """Tokens and counts for one tokenizer (transformers', fast or slow)."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -26,6 +26,7 @@ class TokenCount:
         if getattr(self._fast, "pre_tokenizer", None) is None or not hasattr(self._fast, "encode_batch_fast"):
             self._fast = None
         self._sentences: dict[str, int] = {}
+        self._ids: dict[str, list[int]] = {}
         self._heads: dict[str, str] = {}
         self._tails: dict[str, str] = {}
         self._seams: dict[tuple[str, str], bool] = {}
@@ -35,28 +36,43 @@ class TokenCount:
         if not texts:
             return []
         if self._fast is not None:
-            self._fast.no_padding()  # transformers leaves behind what its last call asked for
-            self._fast.no_truncation()
-            return [len(encoding) for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return list(map(len, self._encode(texts)))
         return [len(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        assert self._fast is not None
+        self._fast.no_padding()  # transformers leaves behind what its last call asked for
+        self._fast.no_truncation()
+        return [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def whole(self, text: str, encode: Callable[[str], int]) -> int:
         """Tokens of `text` by `encode`, which counts a whole text as its model does, special tokens included."""
-        if self._fast is None or MARK in text:
+        parts = self._split(text)
+        return encode(text) if parts is None else encode(parts[0]) + sum(map(self._sentences.__getitem__, parts[1:]))
+
+    def ids(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """The tokens of `text` by `encode`, which tokenises a whole text as its model does, and puts nothing at its end."""
+        parts = self._split(text)
+        if parts is None:
             return encode(text)
+        return list(itertools.chain(encode(parts[0]), *map(self._ids.__getitem__, parts[1:])))
+
+    def _split(self, text: str) -> list[str] | None:
+        """`text` in pieces that are tokenised each by itself, all but the first of them known by now; None where there are none such."""
+        if self._fast is None or MARK in text:
+            return None
         # Dictionaries and marks where loops and regular expressions would do: this runs over every prompt's whole text.
         first, *rest = text.replace(". ", f".{MARK} ").split(MARK)
         new = set(rest) - self._sentences.keys()
         if new:
-            stop, *counts = self.each([".", *(f".{part}" for part in new)])
-            self._sentences.update((part, count - stop) for part, count in zip(new, counts, strict=True))
+            stop, *found = self._encode([".", *(f".{part}" for part in new)])
+            self._ids.update((part, ids[len(stop) :]) for part, ids in zip(new, found, strict=True))
+            self._sentences.update((part, len(self._ids[part])) for part in new)
             self._heads.update((part, part[:WINDOW]) for part in new)
             self._tails.update((part, part[-WINDOW:]) for part in new)
         tails = itertools.chain([first[-WINDOW:]], map(self._tails.__getitem__, rest))
         seams = set(zip(tails, map(self._heads.__getitem__, rest), strict=False))
-        if not all(itertools.starmap(self._cuts, seams)):
-            return encode(text)
-        return encode(first) + sum(map(self._sentences.__getitem__, rest))
+        return [first, *rest] if all(itertools.starmap(self._cuts, seams)) else None
 
     def _cuts(self, before: str, after: str) -> bool:
         """Whether the pre-tokenizer cuts between `before` and `after`, and after a full stop in its place too."""

@@ -144,6 +144,14 @@ def test_an_eos_that_the_tokenizer_appends_does_not_stand_before_the_answer(kind
     assert model.tok_batch_encode(["What is"])[0].tolist() == [tokenizer.encode("What is")[:-1]]
 
 
+@pytest.mark.parametrize("kind", ["bpe", "byte", "wordpiece", "sentencepiece"])
+def test_a_long_text_has_the_tokens_that_its_tokenizer_gives_it(kind: str, saved: Any) -> None:
+    options = {"pretrained": str(saved("llama")), "tokenizer": make_tokenizer(kind), "device": "cpu"}
+    text = "The old farmer carried a box near the river. What is 71432? Nobody knows. " * 40
+    ours, whole = HFExtrapolate(**options).tok_encode(text), make_tokenizer(kind).encode(text)
+    assert ours == (whole[:-1] if kind in ("byte", "wordpiece") else whole)  # these two end each text with a token of their own
+
+
 def test_without_a_device_it_runs_where_it_can(saved: Any) -> None:
     model = HFExtrapolate(pretrained=str(saved("llama")))
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")

@@ -69,7 +69,7 @@ def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
 @settings(deadline=None)
 def test_a_batch_keeps_its_bounds_and_nothing_is_run_on_it(sequences: list[list[int]], rows: int, tokens: int) -> None:
     for step in plan(sequences, [len(s) - 1 for s in sequences], Batch(rows=rows, tokens=tokens)).steps:
-        assert len(step.rows) == 1 or len(step.rows) <= rows and len(step.rows) * step.stop <= tokens
+        assert len(step.rows) == 1 or (len(step.rows) <= rows and len(step.rows) * step.stop <= tokens)
 
 
 @given(SEQUENCES, st.booleans())

@@ -52,6 +52,15 @@ def test_the_count_is_that_of_the_whole_text(kind: str, text: str) -> None:
     assert count(kind).whole(text, lambda whole: len(tokenizer.encode(whole))) == len(tokenizer.encode(text))
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from((*KINDS, *ODD)), st.lists(sentence, min_size=1, max_size=12).map("".join))
+def test_the_tokens_are_those_of_the_whole_text(kind: str, text: str) -> None:
+    def encode(part: str) -> list[int]:
+        return list(count(kind).tokenizer.encode(part, add_special_tokens=False))
+
+    assert count(kind).ids(text, encode) == encode(text)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "wordpiece"])
 def test_a_sentence_is_tokenised_once(kind: str) -> None:
     tokenizer, counted = make_tokenizer(kind), []

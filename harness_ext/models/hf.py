@@ -35,6 +35,7 @@ from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Schedule
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
+from harness_ext.token_count import TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 CHUNK = {"cpu": 512}
 """Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
 ELSEWHERE = 2048
+LONG_TEXT = 1000
+"""Characters; shorter texts are tokenised whole."""
 
 
 class HFExtrapolate(HFLM):
@@ -381,7 +384,16 @@ class HFExtrapolate(HFLM):
         return int(next(token for token in known if token is not None))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """HFLM's, without the special tokens that the tokenizer puts at the end."""
+        """HFLM's, without the special tokens that the tokenizer puts at the end; of a long text, each sentence is tokenised once."""
+        if len(string) < LONG_TEXT or add_special_tokens is not None or options:
+            return self._tok_encode(string, add_special_tokens=add_special_tokens, **options)
+        return self._known.ids(string, self._tok_encode)
+
+    @functools.cached_property
+    def _known(self) -> TokenCount:
+        return TokenCount(self.tokenizer)
+
+    def _tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         ids = list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
         appended = getattr(self, "_appended", 0)
         if not appended or add_special_tokens is False or ids == self.tokenizer.encode(string, add_special_tokens=False):

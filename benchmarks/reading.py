@@ -1,0 +1,224 @@
+"""Reading each token once, beside lm_eval's `hf`: `python benchmarks/reading.py MODEL [--rows passkey sweep …] [--out FILE]`.
+
+Every row is one process of its own, in which both read the same requests, of the same model in float32 with as many threads,
+in turn. What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The
+rows are `ROWS`. `--write-requests FILE` writes the passkey row's requests as token ids, for `benchmarks/vllm_sweep.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Requests = list[tuple[tuple[str, str], list[int], list[int]]]
+SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
+    "passkey": ("passkey_extrapolate", {"lengths": [256, 512, 1024, 2048], "samples": 2}),
+    "sweep": ("niah_sweep_extrapolate", {"lengths": [2048], "samples": 1}),
+    "loss": ("loss_extrapolate", {"lengths": [4096], "samples": 1}),
+}
+LONG = 8192
+"""Tokens of the prompt whose memory is measured."""
+
+
+def load(model: str, **options: Any) -> tuple[Any, Any]:
+    """lm_eval's own `hf` and ours, of the same weights."""
+    from lm_eval.models.huggingface import HFLM
+
+    from harness_ext.models.hf import HFExtrapolate
+
+    ours = HFExtrapolate(pretrained=model, dtype="float32", device="cpu", batch_size=1, **options)
+    theirs = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, max_length=2**20, device="cpu", batch_size=1)
+    return theirs, ours
+
+
+def build(name: str, lm: Any) -> Requests:
+    """A task's requests, as lm_eval encodes them."""
+    from lm_eval.tasks import TaskManager
+
+    import harness_ext
+
+    harness_ext.install()
+    task_name, metadata = SWEEPS[name]
+    task = TaskManager(include_defaults=False, metadata=metadata).load([task_name])["tasks"][task_name]
+    task.bind(lm)
+    task.build_all_requests()
+    return [(request.args, *lm._encode_pair(*request.args)) for request in task.instances]
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what came."""
+    started = time.perf_counter()
+    found = run()
+    return time.perf_counter() - started, found
+
+
+def compare(model: str, requests: Requests, pairs: int = 1) -> dict[str, Any]:
+    """Both over the same requests, in turn; ours with its self-check, as a run has it."""
+    theirs, ours = load(model)
+    warm = [(("", ""), [5] * 64, [7])]
+    theirs._loglikelihood_tokens(warm, disable_tqdm=True)
+    seconds: dict[str, list[float]] = {"hf": [], "ours": []}
+    for _ in range(pairs):
+        took, expected = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
+        seconds["hf"].append(round(took, 2))
+        took, found = timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))
+        seconds["ours"].append(round(took, 2))
+    reading = ours._reader.describe()
+    return {
+        "requests": len(requests),
+        "asked": reading["asked"] // pairs,
+        "computed": reading["computed"] // pairs,
+        "seconds": seconds,
+        "ratio": round(min(seconds["hf"]) / min(seconds["ours"]), 2),
+        "largest_difference": max(abs(a[0] - b[0]) for a, b in zip(expected, found, strict=True)),
+        "greedy_equal": all(a[1] == b[1] for a, b in zip(expected, found, strict=True)),
+    }
+
+
+def compare_task(name: str, model: str) -> dict[str, Any]:
+    """A sweep of `SWEEPS`."""
+    _, ours = load(model)
+    return compare(model, build(name, ours))
+
+
+def compare_alone(_: str, model: str) -> dict[str, Any]:
+    """Prompts that have nothing in common: 12 of 200 to 1,400 random tokens."""
+    rng = random.Random(0)
+    requests: Requests = [
+        (
+            ("", str(i)),
+            [rng.randrange(5, 1000) for _ in range(rng.randrange(200, 1400))],
+            [rng.randrange(5, 1000) for _ in range(6)],
+        )
+        for i in range(12)
+    ]
+    return compare(model, requests, pairs=3)
+
+
+def compare_bare(_: str, model: str) -> dict[str, Any]:
+    """The passkey sweep's schedule, beside transformers alone over the same chunks in the same order: a cache, cut and gone on from."""
+    from transformers import DynamicCache
+
+    _, ours = load(model)
+    requests = build("passkey", ours)[:40]
+    ours._loglikelihood_tokens(requests, disable_tqdm=True)  # with the self-check
+    chunks: list[tuple[int, list[int]]] = []
+    forward = type(ours._reader.forward).__call__
+
+    def record(self: Any, tokens: Any, state: Any, wanted: Any, positions: Any = None) -> Any:
+        chunks.append((state.cache.get_seq_length(), tokens[0].tolist()))
+        return forward(self, tokens, state, wanted, positions)
+
+    type(ours._reader.forward).__call__ = record  # type: ignore[method-assign]
+    ours._loglikelihood_tokens(requests, disable_tqdm=True)
+    type(ours._reader.forward).__call__ = forward  # type: ignore[method-assign]
+
+    @torch.inference_mode()
+    def run_bare() -> None:
+        cache = DynamicCache()
+        for past, tokens in chunks:
+            cache.crop(past - cache.get_seq_length())
+            ours.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
+    for _ in range(3):
+        seconds["bare"].append(round(timed(run_bare)[0], 2))
+        seconds["ours"].append(round(timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))[0], 2))
+    tokens = sum(len(tokens) for _, tokens in chunks)
+    return {
+        "chunks": len(chunks),
+        "computed": tokens,
+        "seconds": seconds,
+        "ratio": round(min(seconds["ours"]) / min(seconds["bare"]), 3),
+    }
+
+
+def compare_memory(_: str, model: str) -> dict[str, Any]:
+    """Peak memory over the loaded weights for one prompt, each in a process of its own."""
+    peaks = {}
+    for name in ("hf", "ours"):
+        ran = subprocess.run([sys.executable, __file__, model, "--peak", name], capture_output=True, text=True, check=True)
+        peaks[name] = json.loads(ran.stdout.splitlines()[-1])
+    return {"tokens": LONG, "mebibytes": peaks, "ratio": round(peaks["hf"] / peaks["ours"], 2)}
+
+
+def measure_peak(name: str, model: str) -> float:
+    """Mebibytes over the loaded weights that one prompt of LONG tokens takes."""
+    theirs, ours = load(model)
+    lm = theirs if name == "hf" else ours
+    rng = random.Random(0)
+    lm._loglikelihood_tokens([(("", ""), [5] * 64, [7])], disable_tqdm=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lm._loglikelihood_tokens(
+        [(("", ""), [rng.randrange(5, 1000) for _ in range(LONG - 6)], [7, 8, 9, 10, 11, 12])], disable_tqdm=True
+    )
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1)
+
+
+def run_embedded(_: str, __: str) -> dict[str, Any]:
+    """The embedded model's default sweep of all tasks, after lm_eval's own start: from the first prompt built to the last score."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    import harness_ext
+    from harness_ext.models.hf import HFExtrapolate
+
+    harness_ext.install()
+    ours = HFExtrapolate(pretrained="reference/rope", batch_size=1)
+    manager = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"})
+    took, _ = timed(lambda: lm_eval.simple_evaluate(model=ours, tasks=["extrapolate"], task_manager=manager, bootstrap_iters=0))
+    return {"seconds": round(took, 1), **ours._reader.describe()}
+
+
+ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "passkey": compare_task,
+    "sweep": compare_task,
+    "loss": compare_task,
+    "memory": compare_memory,
+    "alone": compare_alone,
+    "bare": compare_bare,
+    "embedded": run_embedded,
+}
+
+
+def main() -> None:
+    """Prints a JSON line a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, help="add the lines to a file, too")
+    parser.add_argument("--write-requests", type=Path)
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("hf", "ours"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        print(measure_peak(given.peak, given.model))
+    elif given.row:
+        print(json.dumps({"row": given.row, "threads": torch.get_num_threads(), **ROWS[given.row](given.row, given.model)}))
+    elif given.write_requests:
+        requests = [[context, answer] for _, context, answer in build("passkey", load(given.model)[1])]
+        given.write_requests.write_text(json.dumps({"requests": requests}))
+    else:
+        for row in given.rows:
+            ran = subprocess.run(
+                [sys.executable, __file__, given.model, "--row", row], stdout=subprocess.PIPE, text=True, check=True
+            )
+            line = ran.stdout.splitlines()[-1]
+            print(line, flush=True)
+            if given.out:
+                with given.out.open("a") as file:
+                    file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
