@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,3 +222,15 @@ def test_few_logits_are_held_at_a_time(saved: Any, monkeypatch: pytest.MonkeyPat
     assert max(seen) == 10
     known = HFLM(pretrained=str(saved("llama")), device="cpu", dtype="float32", max_length=100)._loglikelihood_tokens(prompt)
     assert found[0] == (pytest.approx(known[0][0], abs=1e-3), known[0][1])
+
+
+def test_a_second_run_takes_its_answers_from_lm_evals_cache(saved: Any, evaluate: Any, tmp_path: Path) -> None:
+    scores = []
+    for run in range(2):
+        model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
+        options = {"use_cache": str(tmp_path / "answers")}
+        results = evaluate(model, ["passkey_extrapolate"], options=options, multiples=[1, 2], depths=2, samples=2)
+        scores.append([sample["resps"] for sample in results["samples"]["passkey_extrapolate"]])
+        assert bool(model._reader.asked) == (run == 0)
+    assert scores[0] == scores[1]
+    assert len(scores[0]) == 8

@@ -161,6 +161,8 @@ def test_processes_share_the_prompts_and_each_has_every_length(load: Any, proces
         assert Counter(task.eval_docs[doc_id]["length"] for doc_id in share) == {
             length: len(share) // 3 for length in (600, 1200, 2400)
         }
+    owners = [{task.eval_docs[doc_id]["sample"] for doc_id in share} for share in shares]
+    assert max(map(len, owners)) <= (1 if processes == 2 else 2)  # a sample's prompts share their haystack: one process reads it
     with pytest.raises(LengthError, match="at least 6"):
         task.doc_iterator(rank=0, world_size=2, limit=4)
 

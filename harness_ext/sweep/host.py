@@ -115,7 +115,10 @@ class SweepTask(HostTask):
     def doc_iterator(
         self, *, rank: int = 0, limit: int | None = None, world_size: int = 1, samples: list[int] | None = None
     ) -> Iterator[tuple[int, Doc]]:
-        """This process's share: whole rounds, so that every process has as much to do as any other, and the same metrics."""
+        """This process's share: whole rounds in a row, so that every process has about as much to do, the same metrics, and samples whole.
+
+        The prompts of a sample are those that share; dealt out round by round, each process would read every sample's haystack.
+        """
         if samples:
             chosen: Iterator[tuple[int, Doc]] = super().doc_iterator(rank=rank, world_size=world_size, samples=samples)
             return chosen
@@ -125,8 +128,9 @@ class SweepTask(HostTask):
                 f"{self.spec.task}: {total} prompts, {self.round} a round, leave some of {world_size} processes without one; "
                 f"ask for at least {self.round * world_size} (--limit, samples), or for fewer processes"
             )
-        docs = enumerate(itertools.islice(self.eval_docs, total))
-        return ((doc_id, doc) for doc_id, doc in docs if doc_id // self.round % world_size == rank)
+        rounds = -(-total // self.round)
+        first, last = (rounds * share // world_size * self.round for share in (rank, rank + 1))
+        return itertools.islice(enumerate(self.eval_docs), first, min(last, total))
 
     def check(self, metadata: Mapping[str, Any]) -> None:
         """Raises, from the names in `--model_args` and `--metadata` alone, what would else be raised after the weights have loaded.
