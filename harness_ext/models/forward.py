@@ -35,6 +35,9 @@ class Forward:
             self._head = None
         size = getattr(self._head, "weight", None)
         self.vocabulary = int(size.shape[0]) if size is not None else 2**16
+        floating = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+        self.dtype = autocast or next(floating, torch.float32)
+        """What it computes in."""
         self.takes_positions = "position_ids" in self._parameters
         self._wanted: Tensor | None = None
         self._shape: tuple[int, ...] = ()

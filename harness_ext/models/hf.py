@@ -280,9 +280,7 @@ class HFExtrapolate(HFLM):
             finally:
                 self.batch_size_per_gpu, self._state = own, None
 
-        with self._reader.open_bar(
-            "generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget * len(requests)
-        ) as bar:
+        with self._reader.open_bar("generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             return list(self._reader.generate(contexts, schedule, bar, budget, answer))
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:

@@ -41,17 +41,26 @@ class Memory:
         self.too_large = 0
         """Tokens at once that did not fit; 0 where everything did."""
 
-    def unless_out(self, tokens: int, run: Callable[[], Found]) -> Found | Unmeasured:
-        """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again."""
+    def unless_out(self, tokens: int, run: Callable[[], Found], failed: Callable[[], int] | None = None) -> Found | Unmeasured:
+        """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again.
+
+        `failed`: asked afterwards how many tokens did not fit, where that may be fewer than all `tokens`.
+        """
         if not self.too_large or tokens < self.too_large:
             try:
                 return run()
             except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
                 if not is_out(error):
                     raise
-                self.too_large = tokens
-                log.warning("%d tokens at once do not fit into the memory of %s: %s", tokens, self.device, first_line(error))
+                self.too_large = min(tokens, failed()) if failed else tokens
+                log.warning(
+                    "%d tokens at once do not fit into the memory of %s: %s", self.too_large, self.device, first_line(error)
+                )
             free()
+        return self.refuse(tokens)
+
+    def refuse(self, tokens: int) -> Unmeasured:
+        """The answer to a prompt that does not fit."""
         return Unmeasured(outcome="out_of_memory", reason=f"{tokens} tokens do not fit into the memory of {self.device}")
 
     def what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:

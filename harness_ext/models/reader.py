@@ -11,7 +11,7 @@ from typing import Any
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models import prefix_tree
-from harness_ext.models.forward import Forward, Run
+from harness_ext.models.forward import SMALLEST_CHUNK, Forward, Run
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
@@ -81,14 +81,15 @@ class Reader:
         return prefix_tree.plan(sequences, wanted, batch, cut=make(0).cuts, apart=apart)
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
-        """A bar over schedules and over `answers` tokens to generate; they are counted as asked."""
+        """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""
         asked, computed = (sum(getattr(schedule, field) for schedule in schedules) for field in ("asked", "computed"))
         self.asked, self.computed = self.asked + asked, self.computed + computed
         log.info("%s: %d tokens asked, %d computed", name, asked, computed)
         even = find_even_position(self.forward.model)
         steps = [step for schedule in schedules for step in schedule.steps]
-        tokens = answers + sum(len(step.rows) * (step.stop - step.start) for step in steps)
-        return TokenBar(name, tokens, answers + sum(len(s.rows) * cost(s.start, s.stop, even) for s in steps), even, quiet=quiet)
+        spans = [(len(step.rows), step.start, step.stop + (answers if step.reads else 0)) for step in steps]
+        tokens = sum(rows * (stop - start) for rows, start, stop in spans)
+        return TokenBar(name, tokens, sum(rows * cost(start, stop, even) for rows, start, stop in spans), even, quiet=quiet)
 
     def score(
         self,
@@ -109,16 +110,19 @@ class Reader:
         while pending:
             step = pending.pop()
             run.done = step.start
-            why = self.memory.unless_out(len(step.rows) * step.stop, functools.partial(run.run, step))
+            rows = len(step.rows)
+            failed = self.memory.unless_out(
+                rows * step.stop, functools.partial(run.run, step), lambda rows=rows: rows * (run.done + SMALLEST_CHUNK)
+            )
             for read in step.reads:
                 unread[read.sequence] -= max(0, min(read.stop, run.done) - read.start)
-            if isinstance(why, Unmeasured):
+            if isinstance(failed, Unmeasured):
                 run.forget()
                 left = [dataclasses.replace(r, start=max(r.start, run.done)) for r in step.reads if r.stop > run.done]
-                if len(step.rows) == 1:
-                    answers |= {read.sequence: why for read in left}
+                if rows == 1:
+                    answers |= {read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left}
                 else:
-                    pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(len(step.rows))]
+                    pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
             if time.monotonic() - written > FLUSH or not pending:
                 come = run.answers()
                 new: dict[int, Answer] = {i: come[i] for i, count in enumerate(unread) if not count and i not in answers}
@@ -162,7 +166,7 @@ class Reader:
             if any(isinstance(text, Unmeasured) for text in texts):
                 run.forget()
             found |= {read.sequence: texts[read.row] for read in step.reads}
-            bar.update(step.stop, step.stop + budget, len(step.rows))
+            bar.update(step.stop - 1 if len(step.rows) == 1 else step.start, step.stop + budget, len(step.rows))
         return [found[index] for index in range(len(contexts))]
 
     def _make(self, room: int) -> Callable[[], State] | None:

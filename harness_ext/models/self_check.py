@@ -58,8 +58,7 @@ def find_reach(forward: Forward, trained: int) -> int:
 def find_state(forward: Forward, trained: int, most: int) -> Finding:
     """The state that a model can go on from. `trained`: its trained length, `most`: how far may be read, both in tokens."""
     model = forward.model
-    precise = next(model.parameters()).dtype == torch.float32 and forward.autocast is None
-    if not precise and text_config(model.config).model_type in INEXACT:
+    if forward.dtype != torch.float32 and text_config(model.config).model_type in INEXACT:
         return Finding(make=None, said="chunks of this family differ from one forward, which rounding hides in this precision")
     kinds: dict[str, Callable[[int], State]] = {
         "keys and values that are cut back": Cuttable,
@@ -112,7 +111,7 @@ class _Plain:
             return forward(tokens, None, range(count - (last or count), count), positions).float()
 
         self.tokens, self.logits = tokens, read()
-        epsilon = torch.finfo(forward.autocast or next(forward.model.parameters()).dtype).eps
+        epsilon = torch.finfo(forward.dtype).eps
         generator = torch.Generator().manual_seed(0)
 
         def shake(_: torch.nn.Module, __: Any, output: Tensor) -> Tensor:
