@@ -108,6 +108,10 @@ class Run:
         self._held = np.empty(0, dtype=np.int64)
         self._aside: dict[int, tuple[State, np.ndarray]] = {}
 
+    def needs(self, rows: int) -> int:
+        """Tokens, all rows together, that were to be held when the last step stopped."""
+        return rows * (self.done + SMALLEST_CHUNK)
+
     @torch.inference_mode()
     def run(self, step: Step) -> None:
         """One step. Where memory runs out, in smaller chunks; raises what the allocator raises where the smallest does not fit."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models import prefix_tree
-from harness_ext.models.forward import SMALLEST_CHUNK, Forward, Run
+from harness_ext.models.forward import Forward, Run
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
@@ -111,9 +111,7 @@ class Reader:
             step = pending.pop()
             run.done = step.start
             rows = len(step.rows)
-            failed = self.memory.unless_out(
-                rows * step.stop, functools.partial(run.run, step), lambda rows=rows: rows * (run.done + SMALLEST_CHUNK)
-            )
+            failed = self.memory.unless_out(rows * step.stop, functools.partial(run.run, step), functools.partial(run.needs, rows))
             for read in step.reads:
                 unread[read.sequence] -= max(0, min(read.stop, run.done) - read.start)
             if isinstance(failed, Unmeasured):

@@ -22,9 +22,9 @@ from harness_ext.models.forward import Forward
 from harness_ext.models.state import Copied, Cuttable, State
 from harness_ext.positions import read_schemes, read_window, text_config
 
-TOKENS = 96
+TOKENS = 48
 """Tokens of each check, and how far past the trained length it goes."""
-CHUNKS = (13, 40)
+CHUNKS = (11, 20)
 FEWEST = 16
 """Tokens that every model can read."""
 NEW = 4
