@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -43,12 +44,8 @@ def no_arguments(_: argparse.ArgumentParser) -> None:
     """A command that takes none."""
 
 
-def compare_arguments(command: argparse.ArgumentParser) -> None:
-    """What `compare` takes; where lm_eval has the same, under lm_eval's name."""
-    command.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a name on the hub, or reference/rope")
-    command.add_argument(
-        "--methods", type=_names, default=_names("none,linear,ntk,yarn"), metavar="A,B,…", help="default: none,linear,ntk,yarn"
-    )
+def add_run_arguments(command: argparse.ArgumentParser) -> None:
+    """What says which prompts are run and how; where lm_eval has the same, under lm_eval's name."""
     command.add_argument(
         "--tasks",
         type=_names,
@@ -65,6 +62,15 @@ def compare_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch_size", type=_batch_size, default="auto", metavar="N", help="default: auto")
     command.add_argument("--include_path", metavar="FOLDER", help="task files of yours")
+
+
+def compare_arguments(command: argparse.ArgumentParser) -> None:
+    """What `compare` takes."""
+    command.add_argument("model", nargs="?", metavar="MODEL", help="a folder, a name on the hub, or reference/rope")
+    command.add_argument(
+        "--methods", type=_names, default=_names("none,linear,ntk,yarn"), metavar="A,B,…", help="default: none,linear,ntk,yarn"
+    )
+    add_run_arguments(command)
     command.add_argument("--output_path", type=Path, metavar="FOLDER", help="write records, tables and a figure there")
     command.add_argument("--read", type=Path, metavar="FOLDER", help="compare what --output_path wrote before, and run nothing")
 
@@ -83,6 +89,25 @@ def compare(options: argparse.Namespace) -> int:
     if folder:
         publish(comparison, folder)
     print(show_comparison(comparison))
+    return 0
+
+
+def plan_arguments(command: argparse.ArgumentParser) -> None:
+    """What `plan` takes."""
+    command.add_argument("model", metavar="MODEL", help="a folder, a name on the hub, or reference/rope")
+    add_run_arguments(command)
+    command.add_argument("--json", action="store_true", help="for a program to read")
+    command.set_defaults(methods=("none",))
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Say what a run will need: lengths, tokens, memory and time, and what will not fit; nothing is scored."""
+    from harness_ext.plan import plan_run
+    from harness_ext.plan_text import to_json, to_text
+
+    with contextlib.redirect_stdout(sys.stderr):  # lm_eval prints remarks, which are not what was asked
+        found = plan_run(_asked(options))
+    print(json.dumps(to_json(found), indent=2) if options.json else to_text(found))
     return 0
 
 
@@ -185,6 +210,7 @@ COMMANDS = (
     ("compare", compare, compare_arguments),
     ("doctor", doctor, no_arguments),
     ("inspect", inspect, inspect_arguments),
+    ("plan", plan, plan_arguments),
     ("tasks-dir", print_tasks_dir, no_arguments),
 )
 """Name, function and arguments of each."""

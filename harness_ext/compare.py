@@ -24,6 +24,7 @@ from typing import Any
 
 from harness_ext.cells import Length, TrainedLength, Unmeasured
 from harness_ext.errors import ComparisonError, HarnessExtError, LengthError, ModelError, PromptTooLongError
+from harness_ext.model_view import first_line
 from harness_ext.results.charts import save_comparison
 from harness_ext.results.paired import Comparison, compare
 from harness_ext.results.records import RUNS, Answer, Run, append_run
@@ -119,16 +120,35 @@ def check(asked: Asked, folder: Path | None) -> None:
 def open_tasks(asked: Asked) -> Any:
     """lm_eval's TaskManager for the asked tasks, each loaded and checked once.
 
+    Raises ComparisonError for a task that is not there or has no exact matches, and what a task raises for what `metadata` says.
+    """
+    manager, loaded = load_tasks(asked)
+    from harness_ext.sweep.loss import LossTask
+    from harness_ext.sweep.tasks import ExtrapolateTask
+
+    for name, task in loaded.items():
+        if isinstance(task, LossTask):
+            raise ComparisonError(
+                f"--tasks: {name} has no exact matches, which are what is compared; run it once per method with lm_eval"
+            )
+        if not isinstance(task, ExtrapolateTask):
+            ours = type(manager)(include_defaults=False, include_path=asked.include_path).all_tasks
+            raise ComparisonError(f"--tasks: {name} has no lengths; expected tasks of this package ({', '.join(ours)})")
+    return manager
+
+
+def load_tasks(asked: Asked) -> tuple[Any, dict[str, Any]]:
+    """lm_eval's TaskManager for the asked tasks, and each of them by name; those of this package are checked.
+
     lm_eval's own 14,000 tasks take it many seconds to find, so it looks among them only for a name that is none of ours.
-    Raises ComparisonError for a task that is not there or has no lengths, and what a task raises for what `metadata` says.
+    Raises ComparisonError for a task that is not there, and what a task raises for what `metadata` says.
     """
     import harness_ext
 
     harness_ext.install()
     from lm_eval.tasks import TaskManager
 
-    from harness_ext.sweep.loss import LossTask
-    from harness_ext.sweep.tasks import ExtrapolateTask
+    from harness_ext.sweep.host import SweepTask
 
     options = {"include_path": asked.include_path, "metadata": dict(asked.metadata)}
     manager = TaskManager(include_defaults=False, **options)
@@ -141,15 +161,12 @@ def open_tasks(asked: Asked) -> Any:
         raise
     except (KeyError, ValueError) as error:  # lm_eval's words for a name it does not know, or that comes twice
         raise ComparisonError(f"--tasks: {error.args[0]}{_meant(asked.tasks, ours)}") from None
-    for name, task in loaded.items():
-        if isinstance(task, LossTask):
-            raise ComparisonError(
-                f"--tasks: {name} has no exact matches, which are what is compared; run it once per method with lm_eval"
-            )
-        if not isinstance(task, ExtrapolateTask):
-            raise ComparisonError(f"--tasks: {name} has no lengths; expected tasks of this package ({', '.join(ours)})")
-        task.check({"pretrained": asked.model, **asked.model_args, **asked.metadata})
-    return manager
+    except OSError as error:  # data that is not here
+        raise ComparisonError(f"--tasks: {', '.join(asked.tasks)} cannot be loaded: {first_line(error)}") from error
+    for task in loaded.values():
+        if isinstance(task, SweepTask):
+            task.check({"pretrained": asked.model, **asked.model_args, **asked.metadata})
+    return manager, loaded
 
 
 def run_method(asked: Asked, method: str, tasks: Any, build: BuildModel = build_model) -> Run:
