@@ -223,6 +223,23 @@ def test_a_batch_that_does_not_fit_is_halved_and_scored_all_the_same(saved: Any,
         assert found == (pytest.approx(known[0], abs=1e-4), known[1])
 
 
+def test_where_the_longest_prompts_cache_does_not_fit_shorter_ones_are_still_measured(
+    saved: Any, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = torch.Tensor.new_empty
+
+    def limited(self: torch.Tensor, *size: int, **options: Any) -> torch.Tensor:
+        if len(size) == 4 and size[2] > 500:
+            raise torch.OutOfMemoryError("out of memory")
+        return make(self, *size, **options)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", limited)
+    model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32", chunk=64)
+    results = evaluate(model, ["passkey_extrapolate"], multiples=[1, 2, 4], depths=2, samples=1)
+    outcomes = {cell["length"]: cell["outcome"] for cell in results["configs"]["passkey_extrapolate"]["lengths"]}
+    assert outcomes == {200: "measured", 400: "measured", 800: "out_of_memory"}
+
+
 def test_another_error_of_the_model_is_no_outcome(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
     fail_past(model, 50, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), monkeypatch)

@@ -14,6 +14,7 @@ from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.models import pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.self_check import find_state
@@ -98,6 +99,46 @@ def test_what_a_family_can_go_on_from_is_found_out(family: str) -> None:
     assert (found.make is None) == (family in APART), found.said
     if found.make is not None:
         assert found.make(0).cuts == (family not in COPIED), found.said
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_attention_in_pieces_is_found_out_like_any_other_and_kept_where_it_is_the_same(family: str) -> None:
+    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))
+    if not pieces.install(model):
+        assert model.config._attn_implementation != pieces.NAME
+        return
+    found = find_state(Forward(model, torch.device("cpu")), LENGTH, 400)
+    assert (found.make is None) == (family in APART), found.said
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
+@pytest.mark.parametrize(("tokens", "past"), [(1, 30), (7, 1), (7, 30), (30, 7), (30, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
+    heads: int, key_heads: int, tokens: int, past: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // key_heads, True
+    query = torch.randn(2, heads, tokens, 16)
+    key, value = torch.randn(2, 2, key_heads, past + tokens, 16)
+    given = (states.to(dtype) for states in (query, key, value))
+    found = pieces.attend(module, *given, None, scaling=0.3)[0].transpose(1, 2).float()  # type: ignore[arg-type]
+    every_key, every_value = (states.repeat_interleave(heads // key_heads, dim=1) for states in (key, value))
+    seen = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
+    weights = torch.softmax((0.3 * query @ every_key.transpose(-1, -2)).masked_fill(~seen, float("-inf")), dim=-1)
+    torch.testing.assert_close(found, weights @ every_value, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
+
+
+def test_a_window_and_padding_keep_their_masks(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("mistral-window")), device="cpu", dtype="float32")
+    assert model.model.config._attn_implementation == pieces.NAME
+    assert pieces.mask(batch_size=1, q_length=3, kv_length=9, q_offset=6, device="cpu") is None
+    padded = torch.ones(1, 9, dtype=torch.bool)
+    padded[0, 0] = False
+    found = pieces.mask(batch_size=1, q_length=3, kv_length=9, q_offset=6, attention_mask=padded, device="cpu")
+    assert found is not None
+    assert found[0, 0].sum(-1).tolist() == [6, 7, 8]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_next", "gpt2"])

@@ -24,7 +24,7 @@ from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import probe
+from harness_ext.models import pieces, probe
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
@@ -90,6 +90,8 @@ class HFExtrapolate(HFLM):
             options["device"] = found.type if found else "cpu"
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
+        if not exact and self.backend == "causal":
+            pieces.install(self.model)
         self._memory = Memory(self.device)
         self._reader = Reader(
             Forward(self.model, self.device, self.mixed_precision_dtype),

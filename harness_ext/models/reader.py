@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness_ext.cells import Unmeasured
-from harness_ext.models import prefix_tree
+from harness_ext.models import pieces, prefix_tree
 from harness_ext.models.forward import Forward, Run
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
@@ -48,6 +48,8 @@ class Reader:
         if self.sharing is not None and (self.sharing.make is None or far <= self._checked):
             return
         self.sharing, self._checked = find_state(self.forward, self.trained, far), far
+        if self.sharing.make is None and pieces.remove(self.forward.model):
+            self.sharing = find_state(self.forward, self.trained, far)
         how = "prompts share what they have in common" if self.sharing.make else "every prompt is read whole"
         log.log(logging.INFO if self.sharing.make else logging.WARNING, "%s: %s", how, self.sharing.said)
 

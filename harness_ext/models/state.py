@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from harness_ext.models import memory
+
 CARRIED = ("past_key_values", "cache_params", "state", "mems")
 """Names under which transformers' models give back what they carry on, and take it again."""
 
@@ -63,8 +65,8 @@ class BufferLayer(DynamicLayer):  # type: ignore[misc]
         start = self.get_seq_length()
         stop = start + key_states.shape[-2]
         if not self.buffers or stop > self.buffers[0].shape[-2]:
-            old, room = (self.keys, self.values), max(self.room, stop)
-            self.buffers = [new.new_empty(*new.shape[:-2], room, new.shape[-1]) for new in (key_states, value_states)]
+            old = (self.keys, self.values)
+            self.buffers = self._make_room(stop, key_states, value_states)
             for buffer, kept in zip(self.buffers, old, strict=True):
                 if start:
                     buffer[..., :start, :] = kept
@@ -72,6 +74,16 @@ class BufferLayer(DynamicLayer):  # type: ignore[misc]
             buffer[..., start:stop, :] = new
         self.keys, self.values = (buffer[..., :stop, :] for buffer in self.buffers)
         return self.keys, self.values
+
+    def _make_room(self, stop: int, *states: Tensor) -> list[Tensor]:
+        """Buffers for all that is to come, or, where so much does not fit, for no more than there is: shorter prompts may fit."""
+        try:
+            return [new.new_empty(*new.shape[:-2], max(self.room, stop), new.shape[-1]) for new in states]
+        except (RuntimeError, MemoryError) as error:
+            if self.room <= stop or not memory.is_out(error):
+                raise
+            self.room = 0
+        return self._make_room(stop, *states)
 
     def repeated(self, rows: int) -> BufferLayer:
         """A layer of its own, each row of it what this one's is, with little more room than its tokens take."""

@@ -1,0 +1,103 @@
+"""Attention of a chunk on what is cached, in two pieces: what is cached, without a mask, and the chunk itself, causally.
+
+A chunk's queries see every cached key, so that only the chunk's own square needs a mask. transformers gives SDPA one mask over all of it, which
+the CPU's kernel turns into floats layer by layer, and repeats the cached keys and values for each head of a group. Here the heads of a
+group are queries of one head, which copies nothing, and the two pieces are joined by their log-sum-exps: the softmax over both, to
+rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of keys).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+NAME = "sdpa#pieces"
+"""Before the mark: what it computes."""
+KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+UNUSUAL = ("position_bias", "softcap", "dropout", "s_aux")
+"""What the pieces do not know."""
+
+
+def install(model: Any) -> bool:
+    """Puts it in place of SDPA where a model on the CPU uses that; whether it did."""
+    can_set = getattr(model, "_can_set_attn_implementation", None)
+    if getattr(model.config, "_attn_implementation", None) != "sdpa" or can_set is None or not can_set():
+        return False
+    if any(weight.device.type != "cpu" for weight in model.parameters()) or not hasattr(torch.ops.aten, KERNEL):
+        return False
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def remove(model: Any) -> bool:
+    """Puts SDPA back; whether there was anything to put back."""
+    if getattr(model.config, "_attn_implementation", None) != NAME:
+        return False
+    model.set_attn_implementation("sdpa")
+    return True
+
+
+def mask(
+    *, q_length: int, kv_length: int, q_offset: Any = 0, kv_offset: Any = 0, mask_function: Any = causal_mask_function, **rest: Any
+) -> Tensor | None:
+    """None where each query sees all keys up to its own, and SDPA's mask otherwise."""
+    plain = mask_function is causal_mask_function and rest.get("attention_mask") is None and rest.get("allow_is_causal_skip", True)
+    if plain and int(kv_offset) == 0 and int(q_offset) + q_length == kv_length:
+        return None
+    given = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
+    made: Tensor | None = sdpa_mask(**given, mask_function=mask_function, **rest)
+    return made
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim)."""
+    tokens, past = query.shape[2], key.shape[2] - query.shape[2]
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is not None or past <= 0 or tokens == 1 or not causal:
+        return _whole(module, query, key, value, attention_mask, scaling, is_causal, rest)
+    if any(rest.get(name) for name in UNUSUAL if not isinstance(rest.get(name), Tensor)) or query.shape[-1] != value.shape[-1]:
+        seen = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
+        return _whole(module, query, key, value, seen, scaling, is_causal, rest)
+    kernel = getattr(torch.ops.aten, KERNEL)
+    rows, heads, _, width = query.shape
+    groups = heads // key.shape[1]
+    packed = query.reshape(rows, key.shape[1], groups * tokens, width)
+    far, far_weight = kernel(packed, key[:, :, :past], value[:, :, :past], scale=scaling)
+    own_key, own_value = (repeat_kv(states[:, :, past:], groups) for states in (key, value))
+    near, near_weight = kernel(query, own_key, own_value, is_causal=True, scale=scaling)
+    share = torch.sigmoid(near_weight - far_weight.reshape(near_weight.shape))[..., None]
+    joined = torch.lerp(far.reshape(near.shape).float(), near.float(), share.float()).to(query.dtype)
+    return joined.transpose(1, 2).contiguous(), None
+
+
+def _whole(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    is_causal: bool | None,
+    rest: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """transformers' own."""
+    made: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **rest
+    )
+    return made
