@@ -19,10 +19,13 @@ def find_even_position(model: Any) -> float:
     long. Infinite where nothing is attended to.
     """
     config = text_config(model.config)
-    heads, layers = getattr(config, "num_attention_heads", 0), getattr(config, "num_hidden_layers", 0)
+    try:
+        heads, layers = getattr(config, "num_attention_heads", 0), getattr(config, "num_hidden_layers", 0)
+    except RuntimeError:  # a config whose layers differ in it says so in this way
+        return float("inf")
     if not isinstance(heads, int) or not isinstance(layers, int) or not heads * layers:
         return float("inf")
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    width = config.hidden_size  # heads may differ from layer to layer; together they are about as wide
     embeddings = {id(weight) for module in (model.get_input_embeddings(),) for weight in module.parameters()}
     parameters = sum(weight.numel() for weight in model.parameters() if id(weight) not in embeddings)
     return float(parameters / (2 * layers * width))
