@@ -130,6 +130,18 @@ def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
     torch.testing.assert_close(found, weights @ every_value, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
 
 
+def test_a_bias_of_positions_is_not_dropped_by_attention_in_pieces() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 1, True
+    query, key, value = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 20, 8), torch.randn(1, 2, 20, 8)
+    bias = torch.randn(1, 2, 5, 20)
+    found = pieces.attend(module, query, key, value, None, scaling=0.3, position_bias=bias)[0].transpose(1, 2)
+    seen = torch.ones(5, 20, dtype=torch.bool).tril(15)
+    weights = torch.softmax((0.3 * query @ key.transpose(-1, -2) + bias).masked_fill(~seen, float("-inf")), dim=-1)
+    torch.testing.assert_close(found, weights @ value, atol=2e-6, rtol=0)
+
+
 def test_a_window_and_padding_keep_their_masks(saved: Any) -> None:
     model = HFExtrapolate(pretrained=str(saved("mistral-window")), device="cpu", dtype="float32")
     assert model.model.config._attn_implementation == pieces.NAME

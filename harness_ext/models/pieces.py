@@ -8,6 +8,8 @@ rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of key
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,11 +71,15 @@ def attend(
     """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim)."""
     tokens, past = query.shape[2], key.shape[2] - query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    whole: Callable[..., tuple[Tensor, None]] = functools.partial(
+        sdpa_attention_forward, module, query, key, value, scaling=scaling, is_causal=is_causal, **rest
+    )
     if attention_mask is not None or past <= 0 or tokens == 1 or not causal:
-        return _whole(module, query, key, value, attention_mask, scaling, is_causal, rest)
-    if any(rest.get(name) for name in UNUSUAL if not isinstance(rest.get(name), Tensor)) or query.shape[-1] != value.shape[-1]:
+        return whole(attention_mask=attention_mask)
+    unusual = any(isinstance(given, Tensor) or given for given in map(rest.get, UNUSUAL))
+    if unusual or query.shape[-1] != value.shape[-1]:
         seen = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
-        return _whole(module, query, key, value, seen, scaling, is_causal, rest)
+        return whole(attention_mask=seen)
     kernel = getattr(torch.ops.aten, KERNEL)
     rows, heads, _, width = query.shape
     groups = heads // key.shape[1]
@@ -84,20 +90,3 @@ def attend(
     share = torch.sigmoid(near_weight - far_weight.reshape(near_weight.shape))[..., None]
     joined = torch.lerp(far.reshape(near.shape).float(), near.float(), share.float()).to(query.dtype)
     return joined.transpose(1, 2).contiguous(), None
-
-
-def _whole(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None,
-    is_causal: bool | None,
-    rest: dict[str, Any],
-) -> tuple[Tensor, None]:
-    """transformers' own."""
-    made: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **rest
-    )
-    return made
