@@ -79,7 +79,7 @@ def compare(options: argparse.Namespace) -> int:
     """Run one model under several methods of extending it, on the same prompts, and test them in pairs."""
     from harness_ext.compare import compare_methods, publish  # scipy, a second to import
     from harness_ext.results import paired
-    from harness_ext.results.records import read_runs
+    from harness_ext.results.runs import read_runs
     from harness_ext.results.tables import show_comparison
 
     if (options.model is None) == (options.read is None):

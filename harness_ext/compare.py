@@ -27,7 +27,7 @@ from harness_ext.errors import ComparisonError, HarnessExtError, LengthError, Mo
 from harness_ext.model_view import first_line
 from harness_ext.results.charts import save_comparison
 from harness_ext.results.paired import Comparison, compare
-from harness_ext.results.records import RUNS, Answer, Run, append_run
+from harness_ext.results.runs import RUNS, Answer, Run, append_run
 from harness_ext.results.tables import show_comparison
 
 BACKEND = "hf-extrapolate"

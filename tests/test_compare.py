@@ -23,7 +23,7 @@ from harness_ext.errors import ComparisonError, ModelError, PairingError
 from harness_ext.model_view import load_tokenizer
 from harness_ext.results.charts import draw_comparison, list_points
 from harness_ext.results.paired import compare
-from harness_ext.results.records import Answer, Run, append_run, read_runs
+from harness_ext.results.runs import Answer, Run, append_run, read_runs
 from harness_ext.results.statistics import holm, mcnemar
 from harness_ext.results.tables import show_comparison, show_scores
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from harness_ext.cells import Length, TrainedLength
 from harness_ext.errors import ComparisonError, PairingError
-from harness_ext.results.records import Answer, Run
+from harness_ext.results.runs import Answer, Run
 from harness_ext.results.statistics import holm, mcnemar
 
 Key = tuple[str, int, float, int]

@@ -1,107 +1,283 @@
-"""What is kept of a run, one record a run and one a prompt, and its JSON Lines."""
+"""What is published of a run: one record a run and one a cell, JSON Lines in one file a run. The schema is made from these classes.
+
+Names are those of every_eval_ever 0.3.0 (evaleval) where it has them: `schema_version`, `evaluation_id`, `evaluation_timestamp`,
+`source_metadata`, `eval_library`, `model_info`, `evaluation_name`, `score_details`, `uncertainty`, `confidence_interval`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import jsonlines
+from msgspec import Meta, Struct, field
 
-from harness_ext.cells import Length, TrainedLength
-from harness_ext.errors import ComparisonError
+from harness_ext.cells import Outcome
 
-RUNS = "runs.jsonl"
-"""In the folder of a comparison: one line a run."""
+SCHEMA_VERSION = "1.0.0"
+"""Of these records. A reader takes the same major version; an older one is converted or refused by name."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One prompt under one method."""
-
-    method: str
-    """The run's."""
-    task: str
-    """lm_eval's name of it."""
-    length: int
-    """Tokens."""
-    multiple: float | None
-    """Of the trained length; None where that is unknown."""
-    depth: float
-    """Of the needle, as planned: 0 to 1."""
-    sample: int
-    """Prompts of one sample share their haystack, keys and values."""
-    verdict: str
-    """`exact`, or the kind of miss, or why there is none: `out_of_memory`."""
-    prompt_hash: str
-    """SHA-256 of what the model was given: equal where two methods saw the same tokens."""
-    log_likelihood: float | None
-    """Of the answer, natural logarithm; None where it was generated or not measured, and where the model's was no finite number."""
+Count = Annotated[int, Meta(ge=0)]
+Tokens = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Text = Annotated[str, Meta(max_length=4000)]
+Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{16,64}$")]
+ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
+RuleName = Literal["ruler_llama2_chat", "ruler_llama2_base", "nolima", "k_max", "yarn"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One method on all prompts; or, where it was refused, why."""
-
-    model: str
-    """As it was named."""
-    method: str
-    """`none`, or what the model was extended by."""
-    refused: str = ""
-    """Why the model does not run under this method; then nothing below is known."""
-    override: Mapping[str, Any] | None = None
-    """What the method changed in the model's config, as the model says it."""
-    trained_length: TrainedLength | None = None
-    """None where it is unknown."""
-    plan: Mapping[str, tuple[Length, ...]] = dataclasses.field(default_factory=dict)
-    """Task → its lengths, shortest first, each measured or with the reason why not."""
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What was asked: tasks, metadata, limit, model_args, batch_size."""
-    results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """lm_eval's own: task → metric → value."""
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Package → version."""
-    answers: tuple[Answer, ...] = ()
-    """In lm_eval's order."""
+def says(description: str) -> Meta:
+    """What a field holds, for the schema."""
+    return Meta(description=description)
 
 
-def append_run(folder: Path, run: Run) -> None:
-    """Writes a run's answers to a file of their own, and then its record, so that a recorded run is a whole one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {field.name: getattr(run, field.name) for field in dataclasses.fields(Run) if field.name != "answers"}
-    record["trained_length"] = run.trained_length and dataclasses.asdict(run.trained_length)
-    record["plan"] = {task: [dataclasses.asdict(length) for length in lengths] for task, lengths in run.plan.items()}
-    if not run.refused:
-        with jsonlines.open(_samples(folder, run.method), "w", compact=True) as rows:
-            rows.write_all(dataclasses.asdict(answer) for answer in run.answers)
-    with jsonlines.open(folder / RUNS, "a", compact=True) as rows:
-        rows.write(record)
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """Any part of a record: nothing in it that the schema does not name."""
 
 
-def read_runs(folder: Path) -> list[Run]:
-    """The runs of a comparison, in the order they were made. Raises ComparisonError where the folder holds none."""
-    if not (folder / RUNS).is_file():
-        raise ComparisonError(f"{folder} holds no {RUNS}; give a folder that `harness-ext compare --output_path` wrote")
-    with jsonlines.open(folder / RUNS) as rows:
-        return [_read(folder, row) for row in rows]
+# ---------------------------------------------------------------------- a cell
 
 
-def _read(folder: Path, row: dict[str, Any]) -> Run:
-    trained = row.pop("trained_length")
-    plan = {task: tuple(Length(**length) for length in lengths) for task, lengths in row.pop("plan").items()}
-    answers: tuple[Answer, ...] = ()
-    if not row["refused"]:
-        with jsonlines.open(_samples(folder, row["method"])) as rows:
-            answers = tuple(Answer(**answer) for answer in rows)
-    return Run(**row, trained_length=TrainedLength(**trained) if trained else None, plan=plan, answers=answers)
+class ConfidenceInterval(Record, frozen=True, kw_only=True):
+    """An interval of a score."""
+
+    lower: Annotated[float, says("Lower end, in the score's unit.")]
+    upper: Annotated[float, says("Upper end, in the score's unit.")]
+    confidence_level: Annotated[Share, says("Share of such intervals that hold the true value.")] = 0.95
+    method: Annotated[Literal["wilson", "cluster_bootstrap", "t"], says("How it was computed.")]
 
 
-def _samples(folder: Path, method: str) -> Path:
-    """
-    >>> _samples(Path("out"), "yarn").name, _samples(Path("out"), "a/b").name
-    ('samples_yarn.jsonl', 'samples_a_b.jsonl')
-    """
-    return folder / f"samples_{re.sub(r'[^A-Za-z0-9.+=-]', '_', method)}.jsonl"
+class Uncertainty(Record, frozen=True, kw_only=True):
+    """How far a score can be trusted."""
+
+    confidence_interval: Annotated[ConfidenceInterval | None, says("None where there are too few prompts for one.")]
+    num_samples: Annotated[Count, says("Prompts that were scored.")]
+
+
+class ScoreDetails(Record, frozen=True, kw_only=True):
+    """A score, with its uncertainty."""
+
+    score: Annotated[float, says("Mean over prompts: the share of exact answers (0 to 1), or nats per token for a loss.")]
+    uncertainty: Annotated[Uncertainty, says("Of the score.")]
+
+
+class Prompt(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One prompt of a cell, written as an array to keep files small."""
+
+    sample: Annotated[
+        Count, says("Number of the haystack: prompts of one sample share haystack, keys and values, over lengths and depths.")
+    ]
+    verdict: Annotated[
+        Literal["exact", "lenient", "wrong_value", "no_value", "cut_off", "missed", "loss"],
+        says("`exact`, or the kind of miss; `missed` where the answer was scored and not generated; `loss` for running text."),
+    ]
+    log_likelihood: Annotated[
+        float | None,
+        says("Of the answer, or of the bucket's tokens: natural logarithm. None where it was generated or no finite number."),
+    ]
+    tokens: Annotated[Count, says("That were scored or, where the answer was generated, 0.")]
+    prompt_tokens: Annotated[Tokens, says("Every token that the model was given, answer included: at most the cell's length.")]
+    fingerprint: Annotated[Fingerprint, says("SHA-256 of the prompt's token ids, first 16 hex digits.")]
+
+
+class Cell(Record, frozen=True, kw_only=True, tag_field="kind", tag="cell"):
+    """One task, length and depth of a run (or one control of it)."""
+
+    evaluation_result_id: Annotated[
+        Fingerprint, says("SHA-256 of what identifies the cell: the run's `evaluation_id`, task, control, length and depth.")
+    ]
+    evaluation_id: Annotated[Fingerprint, says("The run's.")]
+    evaluation_name: Annotated[Name, says("lm_eval's name of the task.")]
+    control: Annotated[ControlName | None, says("None for the sweep itself; otherwise which control.")] = None
+    length: Annotated[Tokens, says("Tokens of each prompt, answer included; for a loss, the position at which the bucket ends.")]
+    multiple: Annotated[float | None, says("Length over trained length; None where that is unknown.")]
+    depth: Annotated[
+        Share | None, says("Where the needle stands, as planned: 0 before all filler, 1 after it. None where there is none.")
+    ]
+    outcome: Annotated[Outcome, says("`measured`, or why not; then there is no score.")]
+    reason: Annotated[Text, says("In words, where it was not measured.")] = ""
+    n: Annotated[Count, says("Prompts scored.")]
+    successes: Annotated[Count | None, says("Of them, those answered exactly. None for a loss, and where nothing was measured.")]
+    misses: Annotated[dict[str, Count], says("Verdict → prompts, without `exact`.")] = field(default_factory=dict)
+    mean_log_likelihood: Annotated[float | None, says("Over prompts that have a finite one.")]
+    score_details: Annotated[ScoreDetails | None, says("None where nothing was measured: never 0.")]
+    prompts: Annotated[list[Prompt], says("One each, by sample.")]
+
+
+# ---------------------------------------------------------------------- a run
+
+
+class Point(Record, frozen=True, kw_only=True):
+    """A task's score at one length, all depths together."""
+
+    length: Annotated[Tokens, says("Tokens of each prompt.")]
+    multiple: Annotated[float | None, says("Length over trained length.")]
+    outcome: Annotated[Outcome, says("`measured`, or why not.")]
+    reason: Annotated[Text, says("In words, where it was not measured.")] = ""
+    score_details: Annotated[ScoreDetails | None, says("Its interval is clustered by haystack. None where nothing was measured.")]
+
+
+class ControlPoint(Record, frozen=True, kw_only=True):
+    """A control's score, beside the curve's at the same length."""
+
+    control: Annotated[ControlName, says("Which.")]
+    length: Annotated[Tokens | None, says("The sweep's length that it stands beside; None where it has none (`no_haystack`).")]
+    score_details: Annotated[ScoreDetails, says("As a point's.")]
+
+
+class EffectiveLength(Record, frozen=True, kw_only=True):
+    """The longest length at which a model still does what a rule asks, with an interval."""
+
+    rule: Annotated[RuleName, says("By which rule.")]
+    threshold: Annotated[float, says("Score that a length has to reach (for a relative rule, the share of the base score).")]
+    outcome: Annotated[
+        Literal["measured", "at_least", "not_measurable"],
+        says("`at_least`: the longest length that was run still passes. `not_measurable`: the model fails inside its own window."),
+    ]
+    reason: Annotated[Text, says("In words, where it is not measurable.")] = ""
+    tokens: Annotated[Tokens | None, says("The length. None where not measurable.")]
+    lower: Annotated[Count | None, says("95 %; 0 where it may be that no length passes.")]
+    upper: Annotated[Tokens | None, says("95 %; the longest length that was run is an end that says `or more`.")]
+
+
+class Derived(Record, frozen=True, kw_only=True):
+    """A number derived from a whole curve, with its 95 % interval."""
+
+    value: Annotated[float | None, says("None where it is not measurable.")]
+    lower: Annotated[float | None, says("95 %.")]
+    upper: Annotated[float | None, says("95 %; None for a half-length that was not reached.")]
+    reason: Annotated[Text, says("In words, where there is no value.")] = ""
+
+
+class Curve(Record, frozen=True, kw_only=True):
+    """A task over its lengths."""
+
+    points: Annotated[list[Point], says("Shortest first.")]
+    controls: Annotated[list[ControlPoint], says("Empty where they were not run.")] = field(default_factory=list)
+    effective_lengths: Annotated[list[EffectiveLength], says("One for each rule; empty for a loss.")]
+    half_length: Annotated[
+        Derived, says("Multiple of the trained length at which half of the in-window score is left, log-interpolated.")
+    ]
+    area_past: Annotated[Derived, says("Mean score over log2 of the multiple, from 1 to the longest length that was run.")]
+
+
+class Task(Record, frozen=True, kw_only=True):
+    """A task of a run: what was asked, and its curve."""
+
+    evaluation_name: Annotated[Name, says("lm_eval's name of it.")]
+    version: Annotated[str, says("The task's; prompts of different versions are not compared.")]
+    metric: Annotated[
+        Literal["exact", "loss"], says("What the score is: a share, higher is better; or nats per token, lower is better.")
+    ]
+    output_type: Annotated[Literal["loglikelihood", "generate_until"], says("Whether the answer was scored or generated.")]
+    seed: Annotated[int, says("From which every draw is derived.")]
+    samples: Annotated[Count, says("Haystacks asked for, at each length and depth.")]
+    prompts_fingerprint: Annotated[
+        Fingerprint, says("SHA-256 over the fingerprints of all prompts, in order of length, depth, sample and control.")
+    ]
+    settings: Annotated[
+        dict[str, Any], says("The task file as it was read, apart from what stands elsewhere: what repeats its prompts.")
+    ]
+    curve: Annotated[Curve, says("Derived from the cells.")]
+
+
+class TrainedLengthRecord(Record, frozen=True, kw_only=True):
+    """The longest sequence that the model saw in training."""
+
+    tokens: Annotated[Tokens, says("The length.")]
+    source: Annotated[Name, says("A field of the config, or `user`.")]
+    config_tokens: Annotated[Tokens | None, says("What the config says, where it says something.")] = None
+    evidence: Annotated[Text, says("Paper or page, where a user says other than the config.")] = ""
+
+
+class Override(Record, frozen=True, kw_only=True):
+    """What was changed in the model to go past its trained length, as read from the loaded model."""
+
+    method: Annotated[Name, says("`none`, or the extension's name.")]
+    factor: Annotated[float | None, says("Longest length over trained length, where the method has one.")] = None
+    options: Annotated[dict[str, Any], says("The method's own.")] = field(default_factory=dict)
+    before: Annotated[dict[str, Any], says("Fingerprint of what was in effect without it.")] = field(default_factory=dict)
+    after: Annotated[dict[str, Any], says("Length → fingerprint of what was in effect with it; empty for `none`.")] = field(
+        default_factory=dict
+    )
+    fingerprint: Annotated[Fingerprint, says("SHA-256 of the canonical JSON of the other fields.")]
+
+
+class ModelInfo(Record, frozen=True, kw_only=True):
+    """Which model, and how it was loaded."""
+
+    id: Annotated[Name, says("`developer/name`, as on the hub.")]
+    name: Annotated[Name, says("As it was named to lm_eval.")]
+    developer: Annotated[str, says("Organisation, where the id has one.")]
+    revision: Annotated[str, says("Commit on the hub; empty for a folder.")]
+    weights_fingerprint: Annotated[
+        str,
+        says("SHA-256 over every parameter's name, shape and a sample of its values; empty where the backend shows no weights."),
+    ]
+    dtype: Annotated[str, says("Of the weights as loaded.")]
+    num_parameters: Annotated[Count | None, says("None where it is not known.")]
+    model_type: Annotated[str, says("transformers' name of the family.")]
+    position_scheme: Annotated[
+        Name, says("How it takes positions, from its config and modules; `unknown` where the backend shows neither.")
+    ]
+    hard_limit: Annotated[Tokens | None, says("Where its positions end; None where they do not.")]
+    inference_platform: Annotated[Name, says("lm_eval's name of the model class.")]
+    model_args: Annotated[dict[str, Any], says("As given to lm_eval, without keys and tokens.")]
+
+
+class EvalLibrary(Record, frozen=True, kw_only=True):
+    """What ran the evaluation."""
+
+    name: Annotated[Name, says("lm_eval.")]
+    version: Annotated[str, says("Its version.")]
+
+
+class SourceMetadata(Record, frozen=True, kw_only=True):
+    """Who made the run."""
+
+    source_organization_name: Annotated[str, says("Of the submitter.")]
+    evaluator_relationship: Annotated[
+        Literal["first_party", "third_party", "collaborative", "other"], says("To the model's developer.")
+    ]
+
+
+class Hardware(Record, frozen=True, kw_only=True):
+    """What it ran on."""
+
+    device: Annotated[str, says("cpu, cuda, mps, …; empty where unknown.")]
+    name: Annotated[str, says("Of the processor or card.")]
+    count: Annotated[Count, says("Devices.")]
+    memory_bytes: Annotated[Count | None, says("Of one.")]
+    platform: Annotated[str, says("Operating system and machine type.")]
+
+
+class Run(Record, frozen=True, kw_only=True, tag_field="kind", tag="run"):
+    """One run of a model under one override: the first line of its file."""
+
+    schema_version: Annotated[str, says("Of this record.")]
+    evaluation_id: Annotated[
+        Fingerprint,
+        says(
+            "SHA-256 of what identifies the run: model, weights, dtype, backend, override, trained length, and each task's version and prompts."
+        ),
+    ]
+    evaluation_timestamp: Annotated[str, says("When it was made, UTC, ISO 8601.")]
+    source_metadata: Annotated[SourceMetadata, says("Who made it.")]
+    eval_library: Annotated[EvalLibrary, says("What ran it.")]
+    packages: Annotated[dict[str, str], says("harness_ext, transformers, torch → version.")]
+    model_info: Annotated[ModelInfo, says("Which model.")]
+    trained_length: Annotated[TrainedLengthRecord | None, says("None where it is unknown; then there are no multiples.")]
+    override: Annotated[Override, says("In effect.")]
+    hardware: Annotated[Hardware, says("What it ran on.")]
+    wall_seconds: Annotated[float | None, says("From start to end, loading included.")]
+    compute_seconds: Annotated[float | None, says("In the model.")]
+    tokens_asked: Annotated[Count | None, says("Of all prompts.")]
+    tokens_computed: Annotated[Count | None, says("After sharing what prompts have in common.")]
+    command: Annotated[Text, says("That repeats the run.")]
+    tasks: Annotated[list[Task], says("By name.")]
+
+
+class PublishedRun(Struct, frozen=True, kw_only=True):
+    """A file of results."""
+
+    run: Run
+    cells: tuple[Cell, ...]

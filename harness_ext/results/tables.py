@@ -9,7 +9,7 @@ from typing import Any
 
 from harness_ext.cells import Length
 from harness_ext.results.paired import Cell, Comparison, PairedTest
-from harness_ext.results.records import Run
+from harness_ext.results.runs import Run
 from harness_ext.results.statistics import wilson
 
 CAVEAT = (
