@@ -24,7 +24,7 @@ from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import pieces, probe
+from harness_ext.models import pieces, probe, provenance
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
@@ -151,11 +151,13 @@ class HFExtrapolate(HFLM):
     # ------------------------------------------------------------------ extension
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's, for the results file, what was in effect (read from the modules, before and after), and the tokens asked and computed."""
+        """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, and the
+        tokens asked and computed."""
         effect = (
             self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
         )
-        return {**super().get_model_info(), "override": effect, "reading": self._reader.describe()}
+        made_with = provenance.describe(self.model, self.config, self.device)
+        return {**super().get_model_info(), **made_with, "override": effect, "reading": self._reader.describe()}
 
     def _as_subject(self, model: Any) -> Subject:
         trained = self.trained_length

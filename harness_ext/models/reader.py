@@ -36,6 +36,8 @@ class Reader:
         """Tokens of all prompts so far, and those of them that were computed."""
         self.sharing = Finding(make=None, said="exact=True was asked for") if exact else None
         """What the model can go on from, once that was found out."""
+        self.seconds = 0.0
+        """In which answers were computed."""
         self._checked = 0
         self._generation: Finding | None = None
 
@@ -72,6 +74,7 @@ class Reader:
         return {
             "asked": self.asked,
             "computed": self.computed,
+            "seconds": round(self.seconds, 3),
             "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
 
@@ -108,7 +111,8 @@ class Reader:
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update)
         unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(schedule, len(sequences))]
         answers: dict[int, Answer] = {}
-        pending, written = list(reversed(schedule.steps)), time.monotonic()
+        pending, started = list(reversed(schedule.steps)), time.monotonic()
+        written = started
         while pending:
             step = pending.pop()
             run.done = step.start
@@ -129,6 +133,7 @@ class Reader:
                 answers |= new
                 write(new)
                 written = time.monotonic()
+        self.seconds += time.monotonic() - started
         return [answers[index] for index in range(len(sequences))]
 
     def generate(
@@ -147,6 +152,7 @@ class Reader:
         make = self._make(schedule.longest + budget)
         run = Run(self.forward, contexts, make, self.chunk, bar.update)
         found: dict[int, str | Unmeasured] = {}
+        started = time.monotonic()
         for step in schedule.steps:
             run.done = step.start
             if not step.reads:
@@ -167,6 +173,7 @@ class Reader:
                 run.forget()
             found |= {read.sequence: texts[read.row] for read in step.reads}
             bar.update(step.stop - 1 if len(step.rows) == 1 else step.start, step.stop + budget, len(step.rows))
+        self.seconds += time.monotonic() - started
         return [found[index] for index in range(len(contexts))]
 
     def _make(self, room: int) -> Callable[[], State] | None:

@@ -1,0 +1,68 @@
+"""What a run was made with, for whoever has to repeat it or to trust it: weights, positions, hardware, packages; read from what is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from harness_ext import positions
+
+PACKAGES = ("harness_ext", "lm_eval", "transformers", "torch", "accelerate")
+SAMPLE = 64
+"""Values of each parameter that go into the weights' fingerprint."""
+
+
+def describe(model: Any, config: Any, device: torch.device) -> dict[str, Any]:
+    """For the results file. `config`: the checkpoint's, as it was before any argument changed it."""
+    trained, limit = positions.read_trained_length(config), positions.read_hard_limit(config, model)
+    return {
+        "model_type": positions.find_type(config),
+        "position_scheme": "+".join(positions.read_schemes(config, model)) or "unknown",
+        "hard_limit": limit and limit.tokens,
+        "config_trained_length": trained and {"tokens": trained.tokens, "source": trained.source},
+        "weights_fingerprint": hash_weights(model),
+        "hardware": describe_hardware(model, device),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def hash_weights(model: Any) -> str:
+    """SHA-256 over each parameter's name, shape, and `SAMPLE` of its values, evenly spread; empty where values are not at hand.
+
+    A sample, so that a model of any size takes seconds: it tells checkpoints and revisions apart, and is no proof against someone
+    who changes single values. The values are read as float32, in the dtype they were loaded in.
+    """
+    found = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.device.type == "meta":  # offloaded to disk
+            return ""
+        flat = parameter.detach().reshape(-1)
+        places = np.linspace(0, max(0, flat.numel() - 1), SAMPLE).astype(np.int64)[: flat.numel()]
+        values = flat[torch.from_numpy(places).to(flat.device)].to("cpu", torch.float32)
+        found.update(f"{name} {tuple(parameter.shape)} ".encode() + values.numpy().tobytes())
+    return found.hexdigest()
+
+
+def describe_hardware(model: Any, device: torch.device) -> dict[str, Any]:
+    """Device type, name, number (of cards that hold weights, or of cores) and memory (bytes, of one), and the platform."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        name, count, memory = card.name, len({str(weight.device) for weight in model.parameters()}), card.total_memory
+    else:
+        name, count, memory = _name_processor(), os.cpu_count() or 1, psutil.virtual_memory().total
+    return {"device": device.type, "name": name, "count": count, "memory_bytes": memory, "platform": platform.platform()}
+
+
+def _name_processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
