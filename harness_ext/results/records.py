@@ -15,12 +15,21 @@ from harness_ext.cells import Outcome
 SCHEMA_VERSION = "1.0.0"
 """Of these records. A reader takes the same major version; an older one is converted or refused by name."""
 
-Count = Annotated[int, Meta(ge=0)]
-Tokens = Annotated[int, Meta(ge=1)]
+LARGEST = 2**53 - 1
+"""The largest whole number that every reader of JSON holds exactly."""
+PLAIN = r"^(?![\s\S]*[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff])"
+"""Text without control characters, and without those that hide or reorder what stands beside them."""
+
+Count = Annotated[int, Meta(ge=0, le=LARGEST)]
+Tokens = Annotated[int, Meta(ge=1, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
-Text = Annotated[str, Meta(max_length=4000)]
-Fingerprint = Annotated[str, Meta(pattern="^[0-9a-f]{16,64}$")]
+Seconds = Annotated[float, Meta(ge=0)]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=PLAIN)]
+Label = Annotated[str, Meta(max_length=200, pattern=PLAIN)]
+Text = Annotated[str, Meta(max_length=4000, pattern=PLAIN)]
+ModelId = Annotated[str, Meta(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(?!\n)$")]
+Moment = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z(?!\n)$")]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,64}(?!\n)$")]
 ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
 RuleName = Literal["ruler_llama2_chat", "ruler_llama2_base", "nolima", "k_max", "yarn"]
 
@@ -164,12 +173,12 @@ class Task(Record, frozen=True, kw_only=True):
     """A task of a run: what was asked, and its curve."""
 
     evaluation_name: Annotated[Name, says("lm_eval's name of it.")]
-    version: Annotated[str, says("The task's; prompts of different versions are not compared.")]
+    version: Annotated[Label, says("The task's; prompts of different versions are not compared.")]
     metric: Annotated[
         Literal["exact", "loss"], says("What the score is: a share, higher is better; or nats per token, lower is better.")
     ]
     output_type: Annotated[Literal["loglikelihood", "generate_until"], says("Whether the answer was scored or generated.")]
-    seed: Annotated[int, says("From which every draw is derived.")]
+    seed: Annotated[Count, says("From which every draw is derived.")]
     samples: Annotated[Count, says("Haystacks asked for, at each length and depth.")]
     prompts_fingerprint: Annotated[
         Fingerprint, says("SHA-256 over the fingerprints of all prompts, in order of length, depth, sample and control.")
@@ -192,7 +201,7 @@ class TrainedLengthRecord(Record, frozen=True, kw_only=True):
 class Override(Record, frozen=True, kw_only=True):
     """What was changed in the model to go past its trained length, as read from the loaded model."""
 
-    method: Annotated[Name, says("`none`, or the extension's name.")]
+    method: Annotated[Name, says("`none`, the extension's name, or `unknown` where the backend does not say.")]
     factor: Annotated[float | None, says("Longest length over trained length, where the method has one.")] = None
     options: Annotated[dict[str, Any], says("The method's own.")] = field(default_factory=dict)
     before: Annotated[dict[str, Any], says("Fingerprint of what was in effect without it.")] = field(default_factory=dict)
@@ -205,36 +214,36 @@ class Override(Record, frozen=True, kw_only=True):
 class ModelInfo(Record, frozen=True, kw_only=True):
     """Which model, and how it was loaded."""
 
-    id: Annotated[Name, says("`developer/name`, as on the hub.")]
-    name: Annotated[Name, says("As it was named to lm_eval.")]
-    developer: Annotated[str, says("Organisation, where the id has one.")]
-    revision: Annotated[str, says("Commit on the hub; empty for a folder.")]
+    id: Annotated[ModelId, says("`developer/name`, as on the hub; a folder's name alone, where nobody says which model it holds.")]
+    name: Annotated[Name, says("As it was named to lm_eval; of a path, the last part.")]
+    developer: Annotated[Label, says("Organisation, where the id has one.")]
+    revision: Annotated[Label, says("Commit on the hub; empty for a folder, and where it is not known.")]
     weights_fingerprint: Annotated[
-        str,
+        Label,
         says("SHA-256 over every parameter's name, shape and a sample of its values; empty where the backend shows no weights."),
     ]
-    dtype: Annotated[str, says("Of the weights as loaded.")]
+    dtype: Annotated[Label, says("Of the weights as loaded; empty where unknown.")]
     num_parameters: Annotated[Count | None, says("None where it is not known.")]
-    model_type: Annotated[str, says("transformers' name of the family.")]
+    model_type: Annotated[Label, says("transformers' name of the family; empty where unknown.")]
     position_scheme: Annotated[
         Name, says("How it takes positions, from its config and modules; `unknown` where the backend shows neither.")
     ]
-    hard_limit: Annotated[Tokens | None, says("Where its positions end; None where they do not.")]
+    hard_limit: Annotated[Tokens | None, says("Where its positions end; None where they do not, or where that is unknown.")]
     inference_platform: Annotated[Name, says("lm_eval's name of the model class.")]
-    model_args: Annotated[dict[str, Any], says("As given to lm_eval, without keys and tokens.")]
+    model_args: Annotated[dict[str, Any], says("As given to lm_eval, without keys, tokens, addresses and folders.")]
 
 
 class EvalLibrary(Record, frozen=True, kw_only=True):
     """What ran the evaluation."""
 
     name: Annotated[Name, says("lm_eval.")]
-    version: Annotated[str, says("Its version.")]
+    version: Annotated[Label, says("Its version.")]
 
 
 class SourceMetadata(Record, frozen=True, kw_only=True):
     """Who made the run."""
 
-    source_organization_name: Annotated[str, says("Of the submitter.")]
+    source_organization_name: Annotated[Label, says("Of the submitter; empty where not said.")]
     evaluator_relationship: Annotated[
         Literal["first_party", "third_party", "collaborative", "other"], says("To the model's developer.")
     ]
@@ -243,33 +252,34 @@ class SourceMetadata(Record, frozen=True, kw_only=True):
 class Hardware(Record, frozen=True, kw_only=True):
     """What it ran on."""
 
-    device: Annotated[str, says("cpu, cuda, mps, …; empty where unknown.")]
-    name: Annotated[str, says("Of the processor or card.")]
+    device: Annotated[Label, says("cpu, cuda, mps, …; empty where unknown.")]
+    name: Annotated[Label, says("Of the processor or card.")]
     count: Annotated[Count, says("Devices.")]
     memory_bytes: Annotated[Count | None, says("Of one.")]
-    platform: Annotated[str, says("Operating system and machine type.")]
+    platform: Annotated[Label, says("Operating system and machine type.")]
 
 
 class Run(Record, frozen=True, kw_only=True, tag_field="kind", tag="run"):
     """One run of a model under one override: the first line of its file."""
 
-    schema_version: Annotated[str, says("Of this record.")]
+    schema_version: Annotated[Label, says("Of this record.")]
     evaluation_id: Annotated[
         Fingerprint,
         says(
-            "SHA-256 of what identifies the run: model, weights, dtype, backend, override, trained length, and each task's version and prompts."
+            "SHA-256 of what identifies the run: weights (or where those are not seen, the model's id, revision and arguments), dtype, "
+            "backend, override, trained length, and each task's version and prompts."
         ),
     ]
-    evaluation_timestamp: Annotated[str, says("When it was made, UTC, ISO 8601.")]
+    evaluation_timestamp: Annotated[Moment, says("When it was made, UTC, ISO 8601.")]
     source_metadata: Annotated[SourceMetadata, says("Who made it.")]
     eval_library: Annotated[EvalLibrary, says("What ran it.")]
-    packages: Annotated[dict[str, str], says("harness_ext, transformers, torch → version.")]
+    packages: Annotated[dict[str, Label], says("harness_ext, transformers, torch → version.")]
     model_info: Annotated[ModelInfo, says("Which model.")]
     trained_length: Annotated[TrainedLengthRecord | None, says("None where it is unknown; then there are no multiples.")]
     override: Annotated[Override, says("In effect.")]
-    hardware: Annotated[Hardware, says("What it ran on.")]
-    wall_seconds: Annotated[float | None, says("From start to end, loading included.")]
-    compute_seconds: Annotated[float | None, says("In the model.")]
+    hardware: Annotated[Hardware | None, says("What it ran on; None where the backend does not say.")]
+    wall_seconds: Annotated[Seconds | None, says("From start to end, loading included.")]
+    compute_seconds: Annotated[Seconds | None, says("In the model.")]
     tokens_asked: Annotated[Count | None, says("Of all prompts.")]
     tokens_computed: Annotated[Count | None, says("After sharing what prompts have in common.")]
     command: Annotated[Text, says("That repeats the run.")]
