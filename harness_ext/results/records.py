@@ -52,7 +52,7 @@ class ConfidenceInterval(Record, frozen=True, kw_only=True):
     lower: Annotated[float, says("Lower end, in the score's unit.")]
     upper: Annotated[float, says("Upper end, in the score's unit.")]
     confidence_level: Annotated[Share, says("Share of such intervals that hold the true value.")] = 0.95
-    method: Annotated[Literal["wilson", "cluster_bootstrap", "t"], says("How it was computed.")]
+    method: Annotated[Literal["wilson", "clustered_wilson", "t"], says("How it was computed (docs/statistics.md).")]
 
 
 class Uncertainty(Record, frozen=True, kw_only=True):
