@@ -11,9 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import gc
-import hashlib
 import importlib.metadata
-import json
 import math
 import sys
 import time
@@ -181,10 +179,10 @@ def run_method(asked: Asked, method: str, tasks: Any, build: BuildModel = build_
         return Run(model=asked.model, method=method, refused=str(error))
     if results is None:
         raise ComparisonError("a comparison runs in one process; start it without a launcher")
-    return read_results(asked, method, results, lm.tok_encode)
+    return read_results(asked, method, results)
 
 
-def read_results(asked: Asked, method: str, results: Mapping[str, Any], encode: Callable[[str], list[int]]) -> Run:
+def read_results(asked: Asked, method: str, results: Mapping[str, Any]) -> Run:
     """What is kept of lm_eval's results."""
     configs = {task: results["configs"][task] for task in results["samples"]}
     trained = next((config["trained_length"] for config in configs.values()), None)
@@ -203,17 +201,8 @@ def read_results(asked: Asked, method: str, results: Mapping[str, Any], encode: 
         },
         results=results["results"],
         versions={name: importlib.metadata.version(name) for name in ("harness_ext", "lm_eval", "transformers", "torch")},
-        answers=tuple(
-            _read_answer(method, task, sample, encode) for task, samples in results["samples"].items() for sample in samples
-        ),
+        answers=tuple(_read_answer(method, task, sample) for task, samples in results["samples"].items() for sample in samples),
     )
-
-
-def hash_prompt(arguments: Sequence[Any], encode: Callable[[str], list[int]]) -> str:
-    """SHA-256 of what the model is given: the tokens, and where the answer begins; or the tokens, and how to go on from them."""
-    context, rest = arguments
-    tokens = encode(context + rest) if isinstance(rest, str) else encode(context)
-    return hashlib.sha256(json.dumps([list(tokens), rest], sort_keys=True).encode()).hexdigest()
 
 
 def publish(comparison: Comparison, folder: Path) -> None:
@@ -231,7 +220,7 @@ def _read_length(planned: Mapping[str, Any]) -> Length:
     return Length(tokens=planned["length"], multiple=planned["multiple"], outcome=planned["outcome"], reason=planned["reason"])
 
 
-def _read_answer(method: str, task: str, sample: Mapping[str, Any], encode: Callable[[str], list[int]]) -> Answer:
+def _read_answer(method: str, task: str, sample: Mapping[str, Any]) -> Answer:
     doc, response = sample["doc"], sample["resps"][0][0]
     return Answer(
         method=method,
@@ -241,7 +230,7 @@ def _read_answer(method: str, task: str, sample: Mapping[str, Any], encode: Call
         depth=doc["depth"],
         sample=doc["sample"],
         verdict=sample["filtered_resps"][0],
-        prompt_hash=hash_prompt(sample["arguments"][0], encode),
+        prompt_hash=doc["prompt_fingerprint"],
         log_likelihood=None if isinstance(response, (str, Unmeasured)) else _finite(response[0]),
     )
 

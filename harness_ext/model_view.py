@@ -91,45 +91,72 @@ class ModelView:
 
         Raises ModelError for an encoder-decoder, which splits no text but two.
         """
-        if self._tokenizes and getattr(self.lm, "backend", "causal") != "causal":
+        if self._splits_in_two:
             raise ModelError(
                 "an encoder-decoder reads a context and writes an answer, and has no loss by position; use a causal model"
             )
-        if self._tokenizes:
-            return list(self.lm.tok_encode(text))
-        ids = self._tokenizer.encode(text)
-        return list(ids[: len(ids) - self._appended])
+        ids = self._encode(text)
+        return ids if self._tokenizes else ids[: len(ids) - len(self._ending)]
+
+    def encode_scored(self, context: str, answer: str) -> tuple[list[int], int]:
+        """Token ids of a context and the answer scored after it, and at which of them the answer begins, as lm_eval splits them."""
+        if self._splits_in_two:
+            before, after = self.lm._encode_pair(context, answer)
+            return [*before, *after], len(before)
+        ids = self._counts.ids(context + answer, self._encode, self._ending)
+        return ids, self._counts.whole(context.rstrip(), lambda text: len(self._encode(text)))  # a space there is the answer's
+
+    def encode_generated(self, context: str) -> list[int]:
+        """Token ids of a context that an answer is generated after. Raises ModelError for messages that cannot be laid out here."""
+        return self._counts.ids(self._lay_out(context), lambda text: self._encode_context(context, text), self._ending)
 
     def count_scored(self, context: str, answer: str) -> int:
         """Tokens of a context and the answer scored after it, as the model splits them."""
-        if self._tokenizes and getattr(self.lm, "backend", "causal") != "causal":
-            return sum(map(len, self.lm._encode_pair(context, answer)))
-        encode = self.lm.tok_encode if self._tokenizes else self._tokenizer.encode
-        return self._counts.whole(context + answer, lambda text: len(encode(text)))
+        if self._splits_in_two:
+            return len(self.encode_scored(context, answer)[0])
+        return self._counts.whole(context + answer, lambda text: len(self._encode(text)))
 
     def count_generated(self, context: str, budget: int) -> int:
-        """Tokens of a context and the most that may be generated after it."""
-        if isinstance(context, tuple):  # lm_eval's JsonChatStr: the messages that a chat server will lay out itself
-            if not getattr(self._tokenizer, "chat_template", None):
-                raise ModelError(
-                    "this model lays out chat messages by itself; to count them, name a tokenizer that has its chat template"
-                )
-            laid_out = self._tokenizer.apply_chat_template(json.loads(context[0]), add_generation_prompt=True, tokenize=False)
-            return self._counts.whole(laid_out, lambda text: len(self._tokenizer.encode(text, add_special_tokens=False))) + budget
-        encode = self.lm.tok_encode if self._tokenizes else self._tokenizer.encode
+        """Tokens of a context and the most that may be generated after it. Raises ModelError as `encode_generated`."""
+        return self._counts.whole(self._lay_out(context), lambda text: len(self._encode_context(context, text))) + budget
+
+    def _lay_out(self, context: str) -> str:
+        """The text of a context, which may be lm_eval's JsonChatStr: the messages that a chat server will lay out itself."""
+        if not isinstance(context, tuple):
+            return context
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise ModelError(
+                "this model lays out chat messages by itself; to count them, name a tokenizer that has its chat template"
+            )
+        return str(self._tokenizer.apply_chat_template(json.loads(context[0]), add_generation_prompt=True, tokenize=False))
+
+    def _encode_context(self, context: str, text: str) -> list[int]:
+        """Token ids of `text`, laid out of `context`, or of a beginning of it, that an answer is generated after."""
+        if isinstance(context, tuple):
+            return list(self._tokenizer.encode(text, add_special_tokens=False))
         if self._tokenizes and isinstance(getattr(self.lm, "AUTO_MODEL_CLASS", None), type):  # HFLM tokenises batches its own way
-            return self._counts.whole(context, lambda text: int(self.lm.tok_batch_encode([text])[0].shape[1])) + budget
-        return self._counts.whole(context, lambda text: len(encode(text))) + budget
+            return [int(token) for token in self.lm.tok_batch_encode([text])[0][0]]
+        return self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a whole text."""
+        return list(self.lm.tok_encode(text) if self._tokenizes else self._tokenizer.encode(text))
+
+    @property
+    def _splits_in_two(self) -> bool:
+        """Whether context and answer are two texts to the model: an encoder-decoder's."""
+        return self._tokenizes and getattr(self.lm, "backend", "causal") != "causal"
 
     @cached_property
     def _counts(self) -> TokenCount:
         return TokenCount(self._tokenizer)
 
     @cached_property
-    def _appended(self) -> int:
-        """Tokens that the tokenizer puts after every text, such as EOS: no model that scores a continuation reads them."""
-        ids, bare = self._tokenizer.encode("a"), self._tokenizer.encode("a", add_special_tokens=False)
-        return len(list(itertools.takewhile(lambda token: token not in bare, reversed(ids)))) if bare else 0
+    def _ending(self) -> list[int]:
+        """What the tokenizer puts after every text, such as EOS: no model that scores a continuation reads it."""
+        ids, bare = self._encode("a"), self._tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+        kept = len(list(itertools.dropwhile(lambda token: token not in bare, reversed(ids))))
+        return ids[kept:] if bare else []
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -30,6 +30,7 @@ class TokenCount:
         self._heads: dict[str, str] = {}
         self._tails: dict[str, str] = {}
         self._seams: dict[tuple[str, str], bool] = {}
+        self._last: tuple[str, list[str] | None] = ("", None)
 
     def each(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text by itself, without special tokens."""
@@ -50,29 +51,47 @@ class TokenCount:
         parts = self._split(text)
         return encode(text) if parts is None else encode(parts[0]) + sum(map(self._sentences.__getitem__, parts[1:]))
 
-    def ids(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
-        """The tokens of `text` by `encode`, which tokenises a whole text as its model does, and puts nothing at its end."""
+    def ids(self, text: str, encode: Callable[[str], list[int]], ending: Sequence[int] = ()) -> list[int]:
+        """The tokens of `text` by `encode`, which tokenises a whole text as its model does, and puts `ending` at its end."""
         parts = self._split(text)
         if parts is None:
             return encode(text)
-        return list(itertools.chain(encode(parts[0]), *map(self._ids.__getitem__, parts[1:])))
+        first = encode(parts[0])
+        ended = ending if ending and first[-len(ending) :] == list(ending) else ()
+        return list(itertools.chain(first[: len(first) - len(ended)], *map(self._ids.__getitem__, parts[1:]), ended))
 
     def _split(self, text: str) -> list[str] | None:
         """`text` in pieces that are tokenised each by itself, all but the first of them known by now; None where there are none such."""
+        last, parts = self._last
+        surplus = len(last) - len(text)
+        if parts and len(parts) > 1 and 0 < surplus < len(parts[-1]) - WINDOW and last.startswith(text):
+            # A prompt without its answer is asked for right after the whole: the seams are the same.
+            parts = [*parts[:-1], parts[-1][:-surplus]]
+            self._learn(parts[-1:])
+        elif surplus or last != text:
+            parts = self._find_parts(text)
+        self._last = text, parts
+        return parts
+
+    def _find_parts(self, text: str) -> list[str] | None:
         if self._fast is None or MARK in text:
             return None
         # Dictionaries and marks where loops and regular expressions would do: this runs over every prompt's whole text.
         first, *rest = text.replace(". ", f".{MARK} ").split(MARK)
-        new = set(rest) - self._sentences.keys()
+        self._learn(rest)
+        tails = itertools.chain([first[-WINDOW:]], map(self._tails.__getitem__, rest))
+        seams = set(zip(tails, map(self._heads.__getitem__, rest), strict=False))
+        return [first, *rest] if all(itertools.starmap(self._cuts, seams)) else None
+
+    def _learn(self, parts: Sequence[str]) -> None:
+        """Tokenises those of `parts` that are new, each as it stands after a sentence."""
+        new = set(parts) - self._sentences.keys()
         if new:
             stop, *found = self._encode([".", *(f".{part}" for part in new)])
             self._ids.update((part, ids[len(stop) :]) for part, ids in zip(new, found, strict=True))
             self._sentences.update((part, len(self._ids[part])) for part in new)
             self._heads.update((part, part[:WINDOW]) for part in new)
             self._tails.update((part, part[-WINDOW:]) for part in new)
-        tails = itertools.chain([first[-WINDOW:]], map(self._tails.__getitem__, rest))
-        seams = set(zip(tails, map(self._heads.__getitem__, rest), strict=False))
-        return [first, *rest] if all(itertools.starmap(self._cuts, seams)) else None
 
     def _cuts(self, before: str, after: str) -> bool:
         """Whether the pre-tokenizer cuts between `before` and `after`, and after a full stop in its place too."""

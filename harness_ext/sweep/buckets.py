@@ -51,6 +51,8 @@ class Passage:
 
     text: str
     """Whole words."""
+    ids: tuple[int, ...]
+    """Its tokens."""
     cuts: tuple[Cut, ...]
     """After the first word, which is context only; then where each bucket ends, the last at the text's end."""
 
@@ -77,9 +79,10 @@ def build_passage(filler: Filler, edges: Sequence[int], tokenizer: Encoder) -> P
     for start in range(STARTS):
         ruler = Ruler(_take(filler, start, edges[-1], tokenizer), tokenizer)
         last = ruler.find(edges[-1])
-        if len(ruler.encode(last)) == edges[-1]:
+        ids = ruler.encode(last)
+        if len(ids) == edges[-1]:
             text = ruler.text[: ruler.ends[last]]
-            return Passage(text=text, cuts=_cut(Ruler(text, tokenizer), edges))
+            return Passage(text=text, ids=tuple(ids), cuts=_cut(Ruler(text, tokenizer), ids, edges))
     raise LengthError(
         f"no text of exactly {edges[-1]} tokens could be made of whole words with this tokenizer; "
         "ask for another length or haystack"
@@ -136,9 +139,8 @@ def _take(filler: Filler, start: int, tokens: int, tokenizer: Encoder) -> str:
         spare *= 2
 
 
-def _cut(ruler: Ruler, edges: Sequence[int]) -> tuple[Cut, ...]:
-    """The first context's end, and the end of each bucket of the ruler's text."""
-    ids = ruler.tokenizer.encode(ruler.text)
+def _cut(ruler: Ruler, ids: list[int], edges: Sequence[int]) -> tuple[Cut, ...]:
+    """The first context's end, and the end of each bucket of the ruler's text, which has the tokens `ids`."""
     cuts = [_cut_first(ruler, ids)]
     for edge in edges[:-1]:
         index = ruler.find(edge)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness_ext.model_view import ModelView
+from harness_ext.sweep.fingerprint import fingerprint
 from harness_ext.sweep.needle import Document
 
 
@@ -49,3 +50,11 @@ class Frame:
         """What lm_eval's model method takes: (context, continuation), or (context, generation arguments)."""
         context = self.context(body, document)
         return (context, f" {document.answer}") if self.generation is None else (context, dict(self.generation))
+
+    def identify(self, arguments: tuple[str, Any]) -> dict[str, Any]:
+        """For a prompt's record: the fingerprint of what the model is given, and the tokens of it that are scored, 0 where it generates."""
+        context, rest = arguments
+        if isinstance(rest, str):
+            ids, start = self.view.encode_scored(context, rest)
+            return {"answer_tokens": len(ids) - start, "prompt_fingerprint": fingerprint(ids, start)}
+        return {"answer_tokens": 0, "prompt_fingerprint": fingerprint(self.view.encode_generated(context), rest)}

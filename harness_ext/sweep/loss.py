@@ -13,6 +13,7 @@ from harness_ext.cells import Unmeasured
 from harness_ext.errors import HaystackError, LengthError
 from harness_ext.model_view import ModelView
 from harness_ext.sweep.buckets import MIN_TOKENS, Passage, build_passage, plan_edges
+from harness_ext.sweep.fingerprint import fingerprint
 from harness_ext.sweep.fit import Filler
 from harness_ext.sweep.haystack import open_haystack
 from harness_ext.sweep.host import Doc, SweepTask, read_metadata
@@ -93,9 +94,13 @@ class LossTask(SweepTask):
             sample, bucket = doc["sample"], edges.index(doc["edge"])
             if sample not in passages:
                 passages[sample] = self._build_passage(sample, edges)
-            start, stop = passages[sample].cuts[bucket : bucket + 2]
-            doc |= {"start": start.tokens, "prompt_tokens": stop.tokens, "scored_tokens": stop.tokens - start.tokens}
-            text = passages[sample].text
+            text, (start, stop) = passages[sample].text, passages[sample].cuts[bucket : bucket + 2]
+            doc |= {
+                "start": start.tokens,
+                "prompt_tokens": stop.tokens,
+                "scored_tokens": stop.tokens - start.tokens,
+                "prompt_fingerprint": fingerprint(passages[sample].ids[: stop.tokens], start.tokens),
+            }
             arguments = (text[: start.characters], text[start.characters : stop.characters])
             self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
 

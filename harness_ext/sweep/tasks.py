@@ -84,13 +84,14 @@ class ExtrapolateTask(SweepTask):
         self._instances = []
         for doc_id, doc in docs:
             document, fitted = prompts.build(doc["sample"], doc["depth"], doc["length"])
+            arguments = prompts.frame.arguments(fitted.body, document)
             doc |= {
                 "depth_realised": fitted.depths[document.target],
                 "prompt_tokens": fitted.prompt_tokens,
+                **prompts.frame.identify(arguments),
                 "answer": document.answer,
                 "values": list(prompts.facts(doc["sample"], doc["depth"]).values),
             }
-            arguments = prompts.frame.arguments(fitted.body, document)
             self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
 
     def count_own_text(self, view: ModelView) -> int:
