@@ -1,0 +1,133 @@
+"""Scores of answers that share haystacks: how many independent prompts they are worth, and draws of what the true scores may be.
+
+Prompts of one sample share their haystack over depths and lengths, so their answers may depend on each other. What is independent
+is the haystack, of which there are few (ten by default): a plain percentile bootstrap over so few covers the truth too seldom, and
+where all answers are right it has no width at all. docs/statistics.md has what was tried, and how often each covers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness_ext.results.records import Cell
+from harness_ext.results.statistics import t_quantile, wilson
+
+Floats = NDArray[np.float64]
+
+DRAWS = 2000
+"""Of the true scores: the ends of a 95 % interval are then the 50th from either side."""
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Answers of several lengths (or of other groups, each with a score) on the same haystacks."""
+
+    right: Floats
+    """(lengths, haystacks, depths): prompts answered exactly."""
+    asked: Floats
+    """Likewise: prompts; 0 where there is none."""
+
+    @property
+    def scores(self) -> Floats:
+        """(lengths,): share of exact answers."""
+        return np.asarray(self.right.sum((1, 2)) / self.asked.sum((1, 2)))
+
+    @property
+    def residuals(self) -> Floats:
+        """(lengths, haystacks): right answers more than the length's score would have given."""
+        return np.asarray(self.right.sum(2) - self.scores[:, None] * self.asked.sum(2))
+
+
+def tabulate(groups: Sequence[Sequence[Cell]]) -> Answers:
+    """The answers of groups of cells; each group has a prompt at least."""
+    samples = {prompt.sample for group in groups for cell in group for prompt in cell.prompts}
+    depths = {cell.depth for group in groups for cell in group}
+    row = {sample: index for index, sample in enumerate(sorted(samples))}
+    column = {depth: index for index, depth in enumerate(sorted(depths, key=lambda depth: -1.0 if depth is None else depth))}
+    right = np.zeros((len(groups), len(row), len(column)))
+    asked = np.zeros_like(right)
+    for place, group in enumerate(groups):
+        for cell in group:
+            for prompt in cell.prompts:
+                where = place, row[prompt.sample], column[cell.depth]
+                asked[where] += 1
+                right[where] += prompt.verdict == "exact"
+    return Answers(right=right, asked=asked)
+
+
+def size_effectively(answers: Answers) -> Floats:
+    """(lengths,): how many independent prompts each length's are worth; NaN where all are of one haystack, which cannot tell.
+
+    Where each haystack has one prompt, as many as there are. Else the smaller of two:
+
+    - what the haystacks' differences say: share × (1 − share) over the variance of the share between haystacks (its ratio
+      estimator), times (z / t)², which makes up for a variance known from few haystacks only. Korn and Graubard 1998, "Confidence
+      intervals for proportions with small expected number of positive counts estimated from survey data", Survey Methodology 24(2).
+    - what it would be if answers were independent, which they cut it to. We count depths as strata, since every haystack has
+      all of them: a model that finds whatever stands near the end, and nothing else, has the same score on every haystack. A
+      depth's share is drawn to the length's by one prompt, so that ten of ten is not taken for certainty; the divisor
+      undoes what that takes off where depth makes no difference.
+
+    Where all answers are right, or all wrong, neither can be estimated; then as many as there are, times (z / t)².
+    """
+    asked_by_haystack, asked_by_depth = answers.asked.sum(2), answers.asked.sum(1)
+    n, haystacks, scores = asked_by_haystack.sum(1), (asked_by_haystack > 0).sum(1), answers.scores[:, None]
+    few = np.array([(_Z / t_quantile(int(count) - 1)) ** 2 if count > 1 else np.nan for count in haystacks])
+    by_depth = (answers.right.sum(1) + scores) / (asked_by_depth + 1)
+    spread = by_depth * (1 - by_depth) / (1 - asked_by_depth / (asked_by_depth + 1) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = (answers.residuals**2).sum(1) * haystacks / (haystacks - 1)
+        within = (asked_by_depth * spread).sum(1)
+        binomial = (scores * (1 - scores))[:, 0] * n**2
+        known = np.minimum(few * binomial / between, binomial / within)
+    clustered = np.where(binomial > 0, known, few * n)
+    return np.where(haystacks == n, n, np.where(haystacks > 1, clustered, np.nan))
+
+
+def list_intervals(answers: Answers) -> list[tuple[float, float] | None]:
+    """(low, high) of each length's score: Wilson's with the effective number of prompts; None where all are of one haystack.
+
+    Franco, Little, Louis and Slud 2019, "Comparative study of confidence intervals for proportions in complex sample surveys",
+    Journal of Survey Statistics and Methodology 7(3), find this one of the best of those that they compare.
+    """
+    pairs = zip(answers.scores.tolist(), size_effectively(answers).tolist(), strict=True)
+    return [wilson(score * size, size) if size > 0 else None for score, size in pairs]
+
+
+def draw_scores(answers: Answers) -> Floats:
+    """(`DRAWS`, lengths): what the true scores may be, jointly; NaN where a length has no interval.
+
+    A bootstrap clustered by haystack, with normal multipliers: each draw weighs the haystacks' residuals with one normal number
+    a haystack, the same for all lengths, which keeps together what lengths have in common (van der Vaart and Wellner 1996, "Weak
+    convergence and empirical processes", section 2.9; for few clusters Cameron, Gelbach and Miller 2008, "Bootstrap-based
+    improvements for inference with clustered errors", Review of Economics and Statistics 90(3)). The sum, over its standard
+    error, is standard normal; it is turned into a score by Wilson's formula with the effective number of prompts. So each
+    length's draws have the ends of its interval as their quantiles, also where all answers are right.
+
+    The numbers are the same for every curve of as many haystacks (seeded by a hash), so equal answers have equal draws.
+    """
+    residuals = answers.residuals
+    lengths = np.sqrt((residuals**2).sum(1))
+    alike = lengths < 1e-9
+    weights = residuals / np.where(alike, 1, lengths)[:, None]
+    z = _draw_normal("haystacks", residuals.shape[1]) @ weights.T
+    if alike.any():  # no haystack differs from another: nothing in common with other lengths can be seen
+        z = np.where(alike, _draw_normal("lengths", len(lengths)), z)
+    n = size_effectively(answers)
+    right = answers.scores * n
+    return np.asarray((right + z * z / 2 + z * np.sqrt(right * (n - right) / n + z * z / 4)) / (n + z * z))
+
+
+@functools.lru_cache(maxsize=64)
+def _draw_normal(name: str, columns: int) -> Floats:
+    """(`DRAWS`, columns), each with its negative. RandomState, since its numbers are promised never to change (NumPy's NEP 19)."""
+    seed = int.from_bytes(hashlib.sha256(f"harness_ext {name} {columns}".encode()).digest()[:4], "big")
+    half = np.random.RandomState(seed).standard_normal((DRAWS // 2, columns))
+    return np.concatenate([half, -half])
