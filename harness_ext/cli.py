@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext._bridge import tasks_dir
 from harness_ext.errors import ComparisonError, HarnessExtError
+from harness_ext.publishing import publish, publish_arguments, validate, validate_arguments
 
 if TYPE_CHECKING:
     from harness_ext.compare import Asked
@@ -211,7 +212,9 @@ COMMANDS = (
     ("doctor", doctor, no_arguments),
     ("inspect", inspect, inspect_arguments),
     ("plan", plan, plan_arguments),
+    ("publish", publish, publish_arguments),
     ("tasks-dir", print_tasks_dir, no_arguments),
+    ("validate", validate, validate_arguments),
 )
 """Name, function and arguments of each."""
 

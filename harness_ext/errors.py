@@ -35,3 +35,11 @@ class ComparisonError(HarnessExtError):
 
 class PairingError(ComparisonError):
     """Runs were given different prompts, so their answers are no pairs."""
+
+
+class PublishError(HarnessExtError):
+    """A run cannot be published as it is, or cannot be written where it should go."""
+
+
+class RecordError(HarnessExtError):
+    """Published records cannot be read, or do not say what their own prompts say."""

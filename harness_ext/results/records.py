@@ -6,6 +6,7 @@ Names are those of every_eval_ever 0.3.0 (evaleval) where it has them: `schema_v
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
@@ -32,6 +33,16 @@ Moment = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,64}(?!\n)$")]
 ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
 RuleName = Literal["ruler_llama2_chat", "ruler_llama2_base", "nolima", "k_max", "yarn"]
+
+
+def to_plain(text: str, limit: int = 4000) -> str:
+    """`text` on one line as `PLAIN` asks, at most `limit` characters.
+
+    >>> to_plain("out of\\n memory\\x1b[0m")
+    'out of memory[0m'
+    """
+    kept = "".join(c for c in " ".join(text.split()) if re.match(PLAIN, c))
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
 def says(description: str) -> Meta:

@@ -1,0 +1,221 @@
+"""Published records → what in them does not follow from their own prompts, or says the same twice."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness_ext.results.aggregate import make_cell, make_curve
+from harness_ext.results.identity import hash_prompts, identify_cell, identify_override, identify_run
+from harness_ext.results.records import Cell, Run, Task
+from harness_ext.results.store import FILE, Problem, RecordFile, list_files, name_file, read_file, to_bytes
+
+TOLERANCE = 1e-9
+"""Relative: what sums may differ by between processors."""
+SHARE = 64
+"""Files that are given to a process at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What was found in a folder."""
+
+    runs: int
+    """Good or not."""
+    cells: int
+    """As many."""
+    problems: tuple[Problem, ...]
+    """What has to be put right."""
+    notes: tuple[Problem, ...]
+    """What a reader may want to know."""
+
+
+def audit_folder(folder: Path, processes: int = 1) -> Audit:
+    """Reads every file of a folder and computes again whatever in it can be. Raises RecordError where the folder cannot be read."""
+    problems: list[Problem] = []
+    files = list_files(folder, problems)
+    jobs = [(path, str(path.relative_to(folder))) for path in files]
+    if processes > 1 and len(jobs) > SHARE:
+        with ProcessPoolExecutor(processes) as pool:
+            found = list(pool.map(_audit_path, jobs, chunksize=SHARE))
+    else:
+        found = [_audit_path(job) for job in jobs]
+    by_id: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for summary in found:
+        problems += summary.problems
+        if summary.evaluation_id:
+            by_id[summary.evaluation_id].append((summary.name, summary.timestamp))
+    return Audit(
+        runs=sum(bool(summary.evaluation_id) for summary in found),
+        cells=sum(summary.cells for summary in found),
+        problems=tuple(problems),
+        notes=tuple(_name_repeats(by_id)),
+    )
+
+
+def audit_file(file: RecordFile) -> Iterator[Problem]:
+    """What a file says that does not follow from its prompts."""
+    run, cells = file.published.run, file.published.cells
+    yield from (Problem(file=file.name, line=1, message=message) for message in _audit_run(run))
+    named = FILE.fullmatch(Path(file.name).name)
+    if named is None or named["hash"] != file.digest[:16]:
+        message = (
+            f"the file's name does not hold the hash of what is in it, {file.digest[:16]}: it was changed; publish the run again"
+        )
+        yield Problem(file=file.name, line=None, message=message)
+    elif name_file(run, to_bytes(file.published)).split("/")[0] != Path(file.name).parent.name:
+        yield Problem(
+            file=file.name,
+            line=None,
+            message=f"stands in the folder of another model; expected {name_file(run, b'').split('/')[0]}",
+        )
+    seen: dict[tuple[Any, ...], int] = {}
+    for cell, line in zip(cells, file.lines, strict=True):
+        place = (cell.evaluation_name, cell.control, cell.length, cell.depth)
+        if place in seen:
+            yield Problem(
+                file=file.name, line=line, message=f"the same cell as on line {seen[place]}: {_name_place(cell)}; expected it once"
+            )
+        seen.setdefault(place, line)
+        yield from (Problem(file=file.name, line=line, message=message) for message in _audit_cell(run, cell))
+    for task in run.tasks:
+        own = [cell for cell in cells if cell.evaluation_name == task.evaluation_name]
+        yield from (Problem(file=file.name, line=1, message=message) for message in _audit_task(task, own))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Summary:
+    name: str
+    evaluation_id: str = ""
+    timestamp: str = ""
+    cells: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+def _audit_path(job: tuple[Path, str]) -> _Summary:
+    path, name = job
+    file, problems = read_file(path, name)
+    if file is None:
+        return _Summary(name=name, problems=tuple(problems))
+    run = file.published.run
+    return _Summary(
+        name=name,
+        evaluation_id=run.evaluation_id,
+        timestamp=run.evaluation_timestamp,
+        cells=len(file.published.cells),
+        problems=(*problems, *audit_file(file)),
+    )
+
+
+def _audit_run(run: Run) -> Iterator[str]:
+    yield from _compare("override.fingerprint", run.override.fingerprint, identify_override(run.override))
+    yield from _compare("evaluation_id", run.evaluation_id, identify_run(run))
+    names = [task.evaluation_name for task in run.tasks]
+    if names != sorted(set(names)):
+        yield f"tasks: found {', '.join(names)}; expected each once, by name"
+    tomorrow = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
+    if run.evaluation_timestamp > tomorrow.strftime("%Y-%m-%dT%H:%M:%SZ"):
+        yield f"evaluation_timestamp: found {run.evaluation_timestamp}, which is to come; expected when the run was made"
+    trained = run.trained_length
+    if trained and trained.config_tokens not in (None, trained.tokens) and not (trained.source == "user" and trained.evidence):
+        yield (
+            f"trained_length: found {trained.tokens} ({trained.source}), and the config says {trained.config_tokens}; expected that, "
+            "or source `user` with evidence"
+        )
+
+
+def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
+    if cell.evaluation_name not in [task.evaluation_name for task in run.tasks]:
+        yield f"a cell of {cell.evaluation_name}, which is no task of the run on line 1"
+    for prompt in cell.prompts:
+        exactly = cell.control is None and prompt.verdict != "loss"
+        if prompt.prompt_tokens > cell.length or (exactly and prompt.prompt_tokens != cell.length):
+            yield f"sample {prompt.sample}: a prompt of {prompt.prompt_tokens} tokens; expected {cell.length}, as the cell says"
+    samples = [prompt.sample for prompt in cell.prompts]
+    if len(set(samples)) < len(samples):
+        yield "a sample stands there twice; expected each once"
+    if cell.outcome == "measured" and not cell.prompts:
+        yield "measured without a prompt; expected prompts, or another outcome"
+    hard = run.model_info.hard_limit
+    if hard and run.override.method == "none" and any(prompt.prompt_tokens > hard for prompt in cell.prompts):
+        yield f"measured at {cell.length} tokens, and the model ends at {hard}; expected outcome `hard_limit`"
+    expected_id = identify_cell(run.evaluation_id, cell.evaluation_name, cell.control, cell.length, cell.depth)
+    yield from _compare("evaluation_result_id", cell.evaluation_result_id, expected_id)
+    trained = run.trained_length
+    try:
+        expected = make_cell(
+            evaluation_result_id=cell.evaluation_result_id,
+            evaluation_id=cell.evaluation_id,
+            evaluation_name=cell.evaluation_name,
+            control=cell.control,
+            length=cell.length,
+            multiple=cell.length / trained.tokens if trained else None,
+            depth=cell.depth,
+            outcome=cell.outcome,
+            reason=cell.reason,
+            prompts=cell.prompts,
+        )
+    except ValueError as error:
+        yield f"{error}"
+        return
+    yield from _compare("", msgspec.to_builtins(cell), msgspec.to_builtins(expected))
+
+
+def _audit_task(task: Task, cells: list[Cell]) -> Iterator[str]:
+    yield from _compare(f"{task.evaluation_name}: prompts_fingerprint", task.prompts_fingerprint, hash_prompts(cells))
+    if any((prompt.verdict == "loss") != (task.metric == "loss") for cell in cells for prompt in cell.prompts):
+        yield f"{task.evaluation_name}: metric {task.metric}, and prompts of the other; expected one of them"
+        return
+    expected = msgspec.to_builtins(make_curve(cells))
+    yield from _compare(f"{task.evaluation_name}: curve", msgspec.to_builtins(task.curve), expected)
+
+
+def _compare(where: str, found: Any, expected: Any) -> Iterator[str]:
+    """The first place at which two values differ, if there is one."""
+    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
+        steps: Iterator[tuple[str, Any, Any]] = ((f"{where}.{name}".lstrip("."), found[name], expected[name]) for name in found)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        steps = ((f"{where}[{index}]", *pair) for index, pair in enumerate(zip(found, expected, strict=True)))
+    else:
+        same: Callable[[Any, Any], bool] = _is_close if isinstance(found, float) and isinstance(expected, float) else _is_same
+        if not same(found, expected):
+            yield f"{where}: found {_show(found)}; computed from the prompts, it is {_show(expected)}"
+        return
+    for step in steps:
+        for difference in _compare(*step):
+            yield difference
+            return
+
+
+def _is_same(found: Any, expected: Any) -> bool:
+    return bool(found == expected)
+
+
+def _is_close(found: float, expected: float) -> bool:
+    return math.isclose(found, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _show(value: Any) -> str:
+    return msgspec.json.encode(value).decode()[:80]
+
+
+def _name_place(cell: Cell) -> str:
+    depth = "" if cell.depth is None else f", depth {cell.depth:.3g}"
+    return f"{cell.evaluation_name}{f', {cell.control}' if cell.control else ''}, {cell.length} tokens{depth}"
+
+
+def _name_repeats(by_id: dict[str, list[tuple[str, str]]]) -> Iterator[Problem]:
+    """Runs that were made more than once: all are kept, and a page shows the newest."""
+    for found in by_id.values():
+        if len(found) > 1:
+            (newest, when), *others = sorted(found, key=lambda file: (file[1], file[0]), reverse=True)
+            names = ", ".join(name for name, _ in others)
+            yield Problem(file=newest, line=None, message=f"the same run was made before: {names}; the newest, of {when}, is shown")
