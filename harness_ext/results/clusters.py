@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,15 +52,16 @@ def tabulate(groups: Sequence[Sequence[Cell]]) -> Answers:
     depths = {cell.depth for group in groups for cell in group}
     row = {sample: index for index, sample in enumerate(sorted(samples))}
     column = {depth: index for index, depth in enumerate(sorted(depths, key=lambda depth: -1.0 if depth is None else depth))}
-    right = np.zeros((len(groups), len(row), len(column)))
-    asked = np.zeros_like(right)
-    for place, group in enumerate(groups):
-        for cell in group:
-            for prompt in cell.prompts:
-                where = place, row[prompt.sample], column[cell.depth]
-                asked[where] += 1
-                right[where] += prompt.verdict == "exact"
-    return Answers(right=right, asked=asked)
+    shape = len(groups), len(row), len(column)
+    places, exact = list[int](), list[bool]()
+    for group, cells in enumerate(groups):
+        for cell in cells:
+            start = group * shape[1] * shape[2] + column[cell.depth]
+            places += [start + row[prompt.sample] * shape[2] for prompt in cell.prompts]
+            exact += [prompt.verdict == "exact" for prompt in cell.prompts]
+    asked = np.bincount(places, minlength=math.prod(shape)).astype(float)
+    right = np.bincount(places, weights=np.array(exact, dtype=float), minlength=math.prod(shape)).astype(float)
+    return Answers(right=right.reshape(shape), asked=asked.reshape(shape))
 
 
 def size_effectively(answers: Answers) -> Floats:
@@ -102,7 +104,7 @@ def list_intervals(answers: Answers) -> list[tuple[float, float] | None]:
 
 
 def draw_scores(answers: Answers) -> Floats:
-    """(`DRAWS`, lengths): what the true scores may be, jointly; NaN where a length has no interval.
+    """(lengths, `DRAWS`): what the true scores may be, jointly; NaN where a length has no interval.
 
     A bootstrap clustered by haystack, with normal multipliers: each draw weighs the haystacks' residuals with one normal number
     a haystack, the same for all lengths, which keeps together what lengths have in common (van der Vaart and Wellner 1996, "Weak
@@ -117,17 +119,18 @@ def draw_scores(answers: Answers) -> Floats:
     lengths = np.sqrt((residuals**2).sum(1))
     alike = lengths < 1e-9
     weights = residuals / np.where(alike, 1, lengths)[:, None]
-    z = _draw_normal("haystacks", residuals.shape[1]) @ weights.T
+    z = weights @ _draw_normal("haystacks", residuals.shape[1])
     if alike.any():  # no haystack differs from another: nothing in common with other lengths can be seen
-        z = np.where(alike, _draw_normal("lengths", len(lengths)), z)
-    n = size_effectively(answers)
-    right = answers.scores * n
-    return np.asarray((right + z * z / 2 + z * np.sqrt(right * (n - right) / n + z * z / 4)) / (n + z * z))
+        z[alike] = _draw_normal("lengths", len(lengths))[alike]
+    n = size_effectively(answers)[:, None]
+    right = answers.scores[:, None] * n
+    square = z * z
+    return np.asarray((right + square / 2 + z * np.sqrt(right * (n - right) / n + square / 4)) / (n + square))
 
 
 @functools.lru_cache(maxsize=64)
-def _draw_normal(name: str, columns: int) -> Floats:
-    """(`DRAWS`, columns), each with its negative. RandomState, since its numbers are promised never to change (NumPy's NEP 19)."""
-    seed = int.from_bytes(hashlib.sha256(f"harness_ext {name} {columns}".encode()).digest()[:4], "big")
-    half = np.random.RandomState(seed).standard_normal((DRAWS // 2, columns))
-    return np.concatenate([half, -half])
+def _draw_normal(name: str, rows: int) -> Floats:
+    """(rows, `DRAWS`), each with its negative. RandomState, since its numbers are promised never to change (NumPy's NEP 19)."""
+    seed = int.from_bytes(hashlib.sha256(f"harness_ext {name} {rows}".encode()).digest()[:4], "big")
+    half = np.random.RandomState(seed).standard_normal((rows, DRAWS // 2))
+    return np.concatenate([half, -half], axis=1)

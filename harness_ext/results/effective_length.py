@@ -65,7 +65,7 @@ class Reading:
     scores: Floats
     """(lengths,)"""
     draws: Floats | None
-    """(draws, lengths): what the true scores may be; None where that cannot be told."""
+    """(lengths, draws): what the true scores may be; None where that cannot be told."""
     unmeasured: str = ""
     """Why no longer length was measured, where one was planned."""
 
@@ -73,8 +73,8 @@ class Reading:
     def within(self) -> NDArray[np.bool_]:
         """(lengths,): which lie in the window; where the trained length is unknown, the shortest stands for it."""
         if self.multiples is None:
-            return np.arange(len(self.tokens)) == 0
-        return np.asarray(np.array(self.multiples) <= 1)
+            return np.array([place == 0 for place in range(len(self.tokens))], dtype=np.bool_)
+        return np.array([multiple <= 1 for multiple in self.multiples], dtype=np.bool_)
 
     @property
     def in_window(self) -> float:
@@ -92,17 +92,17 @@ def find_fault(reading: Reading) -> str:
 
 
 def find_longest(rule: Rule, scores: Floats, within: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """(rows,): the place of the longest length that passes, −1 where none does. `scores`: (rows, lengths), `within`: (lengths,).
+    """(columns,): the place of the longest length that passes, −1 where none does. `scores`: (lengths, columns), `within`: (lengths,).
 
-    >>> find_longest(RULES[4], np.array([[1.0, 0.8, 0.3], [0.7, 0.1, 0.0]]), np.array([True, False, False])).tolist()
+    >>> find_longest(RULES[4], np.array([[1.0, 0.7], [0.8, 0.1], [0.3, 0.0]]), np.array([True, False, False])).tolist()
     [1, -1]
     """
-    bar = rule.threshold * scores[:, within].mean(1, keepdims=True) if rule.relative else np.full((1, 1), rule.threshold)
+    bar = rule.threshold * (scores[within].mean(0) if rule.relative else 1.0)
     passes = scores > bar + _CLOSE if rule.exceeds else scores >= bar - _CLOSE
     if rule.all_shorter:
-        passes = np.logical_and.accumulate(passes, axis=1)
-    last = passes.shape[1] - 1 - np.argmax(passes[:, ::-1], axis=1)
-    return np.where(passes.any(1), last, -1)
+        passes = np.logical_and.accumulate(passes, axis=0)
+    places = np.arange(1, len(scores) + 1)[:, None]
+    return np.asarray((passes * places).max(0) - 1)
 
 
 def measure_length(rule: Rule, reading: Reading) -> EffectiveLength:
@@ -112,7 +112,7 @@ def measure_length(rule: Rule, reading: Reading) -> EffectiveLength:
     interval is one of lengths that were run, and holds the true one more often than 95 times of 100.
     """
     fault = find_fault(reading)
-    reached = -1 if fault else int(find_longest(rule, reading.scores[None], reading.within)[0])
+    reached = -1 if fault else int(find_longest(rule, reading.scores[:, None], reading.within)[0])
     if not fault and (reached < 0 or not _passes_within(rule, reading)):
         wanted = f"{rule.threshold:g} of its in-window score" if rule.relative else f"{rule.threshold:g}"
         fault = f"it fails inside its own window: no length there scores {'more than' if rule.exceeds else 'at least'} {wanted}"
@@ -149,7 +149,7 @@ def find_half_length(reading: Reading) -> Derived:
     if fault:
         return Derived(value=None, lower=None, upper=None, reason=fault)
     longest = reading.multiples[-1]
-    value = float(_cross_half(reading, reading.scores[None])[0])
+    value = float(_cross_half(reading, reading.scores[:, None])[0])
     reason, low, high = "", None, None
     if math.isinf(value):
         left = float(reading.scores[-1]) / reading.in_window
@@ -177,10 +177,10 @@ def find_area_past(reading: Reading) -> Derived:
     if fault:
         return Derived(value=None, lower=None, upper=None, reason=fault)
     weights = _weigh_area(np.log2(reading.multiples))
-    value = float(reading.scores @ weights)
+    value = float(weights @ reading.scores)
     if reading.draws is None:
         return Derived(value=value, lower=None, upper=None)
-    low, high = _take_middle(reading.draws @ weights)
+    low, high = _take_middle(weights @ reading.draws)
     return Derived(value=value, lower=min(float(low), value), upper=max(float(high), value))
 
 
@@ -200,24 +200,23 @@ def weigh(scores: Sequence[float]) -> tuple[float, float]:
 
 def _passes_within(rule: Rule, reading: Reading) -> bool:
     """Whether some length in the window passes."""
-    scores, within = reading.scores[None], reading.within
-    return bool(find_longest(rule, scores[:, within], within[within])[0] >= 0)
+    scores, within = reading.scores[:, None], reading.within
+    return bool(find_longest(rule, scores[within], within[within])[0] >= 0)
 
 
 def _cross_half(reading: Reading, scores: Floats) -> Floats:
-    """(rows,): the multiple at which each row of scores falls below half of its in-window score; infinite where it does not."""
-    x, within, places = np.log2(np.array(reading.multiples)), reading.within, np.arange(scores.shape[1])
-    half = scores[:, within].mean(1, keepdims=True) / 2
-    start = np.where((scores >= half) & within, places, -1).max(1, keepdims=True)
-    below = (scores < half) & (places > start)
-    after = np.argmax(below, axis=1)
-    before = np.maximum(after - 1, 0)
-    rows = np.arange(len(scores))
-    above = scores[rows, before] - half[:, 0]
-    fall = scores[rows, before] - scores[rows, after]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = x[before] + above / fall * (x[after] - x[before])
-    return np.asarray(np.where(below.any(1), 2**crossing, np.inf))
+    """(columns,): the multiple at which each column of scores falls below half of its in-window score; infinite where it does not."""
+    x, within, places = np.log2(np.array(reading.multiples)), reading.within, np.arange(len(scores))[:, None]
+    half = scores[within].mean(0) / 2
+    enough = scores >= half
+    start = np.where(enough & within[:, None], places, -1).max(0)
+    after = np.where(~enough & (places > start), places, len(scores)).min(0)
+    crosses = after < len(scores)
+    columns, after, half = np.flatnonzero(crosses), after[crosses], half[crosses]
+    left, right = scores[after - 1, columns], scores[after, columns]
+    found = np.full(scores.shape[1], np.inf)
+    found[columns] = 2 ** (x[after - 1] + (left - half) / (left - right) * (x[after] - x[after - 1]))
+    return found
 
 
 def _weigh_area(x: Floats) -> Floats:
@@ -234,5 +233,6 @@ def _weigh_area(x: Floats) -> Floats:
 
 def _take_middle(values: NDArray[np.generic]) -> tuple[float, float]:
     """The ends of the middle 95 %, rounded outwards to values that occur (some may be infinite)."""
-    ordered, last = np.sort(values), len(values) - 1
-    return float(ordered[math.floor(0.025 * last)]), float(ordered[math.ceil(0.975 * last)])
+    low, high = math.floor(0.025 * (len(values) - 1)), math.ceil(0.975 * (len(values) - 1))
+    ordered = np.partition(values, (low, high))
+    return float(ordered[low]), float(ordered[high])

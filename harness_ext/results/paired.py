@@ -1,7 +1,8 @@
-"""Runs of several methods on the same prompts → a comparison: check that they are the same, score, test in pairs, correct.
+"""Runs on the same prompts → a comparison: check that they are the same, score, test in pairs, correct.
 
-The paired test takes prompts as independent. Prompts of one sample share their haystack, keys and values, across depths and
-lengths, so the p-values, and those of pooled lengths most, are smaller than they should be by what such prompts have in common.
+McNemar's test takes prompts as independent. Prompts of one sample share their haystack, keys and values, across depths and
+lengths, so its p-values, and those of pooled lengths most, are smaller than they should be by what such prompts have in common.
+Beside them stand those of a test that takes haystacks as independent, and nothing else (`statistics.flip_signs`).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import TypeVar
 
 from harness_ext.cells import Length, TrainedLength
 from harness_ext.errors import ComparisonError, PairingError
+from harness_ext.results.records import PublishedRun
 from harness_ext.results.runs import Answer, Run
-from harness_ext.results.statistics import holm, mcnemar
+from harness_ext.results.statistics import flip_signs, holm, mcnemar
 
 Key = tuple[str, int, float, int]
 """(task, tokens, depth, sample): one prompt. Not lm_eval's `doc_id`, which shifts where a method leaves a length out."""
@@ -61,8 +63,12 @@ class PairedTest:
     """Of them, those that only the second answered exactly."""
     p: float | None
     """McNemar's, exact and two-sided; None where there is no prompt in common."""
+    p_haystacks: float | None = None
+    """By the exact test of haystacks instead of prompts (`statistics.flip_signs`); None likewise."""
     p_holm: float | None = None
-    """After Holm's correction over all tests of one table."""
+    """`p` after Holm's correction over all tests of one table."""
+    p_haystacks_holm: float | None = None
+    """`p_haystacks` likewise."""
     reason: str = ""
     """Why there is no prompt in common."""
 
@@ -111,6 +117,73 @@ def compare(runs: Sequence[Run]) -> Comparison:
         by_length=_correct(_test(finished, keyed, ((task, (one,)) for task, lengths in by_task for one in lengths))),
         pooled=_correct(_test(finished, keyed, ((task, lengths) for task, lengths in past if lengths))),
     )
+
+
+def compare_runs(first: PublishedRun, second: PublishedRun) -> tuple[PairedTest, ...]:
+    """Paired tests of two published runs: by task and length, then by task over the lengths past both trained lengths.
+
+    Tasks and lengths that both have; a loss has no right answers to pair. Holm's correction is over all of them. They may be runs
+    of two models. Raises PairingError where they were given different prompts (by the fingerprints of the tokens), or have none
+    in common.
+    """
+    names = [f"{one.run.model_info.id} {one.run.override.method}" for one in (first, second)]
+    if names[0] == names[1]:
+        names = [f"{name} ({one.run.evaluation_id[:8]})" for name, one in zip(names, (first, second), strict=True)]
+    if names[0] == names[1]:
+        raise PairingError(f"{names[0]} is one run; name two")
+    ours, theirs = (_open(one, name) for one, name in zip((first, second), names, strict=True))
+    runs = (_keep_shared(ours, theirs), _keep_shared(theirs, ours))
+    keyed = {run.method: _key(run) for run in runs}
+    _check_prompts(runs, keyed)
+    if not keyed[names[0]].keys() & keyed[names[1]].keys():
+        raise PairingError(f"{names[0]} and {names[1]} have no prompt in common; compare runs of the same tasks and lengths")
+    by_length = [(task, (one,)) for task, lengths in runs[0].plan.items() for one in lengths]
+    past = {
+        run.method: {(task, one.tokens) for task, plan in run.plan.items() for one in plan if (one.multiple or 0) > 1}
+        for run in runs
+    }
+    pooled = [
+        (task, tuple(one for one in lengths if all((task, one.tokens) in found for found in past.values())))
+        for task, lengths in runs[0].plan.items()
+    ]
+    return _correct(_test(runs, keyed, [*by_length, *((task, lengths) for task, lengths in pooled if lengths)]))
+
+
+def _open(published: PublishedRun, name: str) -> Run:
+    """A published run as one of a comparison: its tasks that have right answers, without controls."""
+    run = published.run
+    plan = {
+        task.evaluation_name: tuple(
+            Length(tokens=point.length, multiple=point.multiple, outcome=point.outcome, reason=point.reason)
+            for point in task.curve.points
+        )
+        for task in run.tasks
+        if task.metric == "exact"
+    }
+    answers = tuple(
+        Answer(
+            method=name,
+            task=cell.evaluation_name,
+            length=cell.length,
+            multiple=cell.multiple,
+            depth=-1.0 if cell.depth is None else cell.depth,
+            sample=prompt.sample,
+            verdict=prompt.verdict,
+            prompt_hash=prompt.fingerprint,
+            log_likelihood=prompt.log_likelihood,
+        )
+        for cell in published.cells
+        if cell.control is None and cell.evaluation_name in plan
+        for prompt in cell.prompts
+    )
+    return Run(model=run.model_info.id, method=name, plan=plan, answers=answers)
+
+
+def _keep_shared(run: Run, other: Run) -> Run:
+    """The run's tasks and lengths that the other has too."""
+    lengths = {task: {one.tokens for one in plan} for task, plan in other.plan.items()}
+    plan = {task: tuple(one for one in own if one.tokens in lengths[task]) for task, own in run.plan.items() if task in lengths}
+    return dataclasses.replace(run, plan=plan)
 
 
 def _check_number(finished: Sequence[Run], refused: Sequence[Run]) -> None:
@@ -188,6 +261,9 @@ def _test(runs: Sequence[Run], keyed: Keyed, rows: Iterable[tuple[str, tuple[Len
         verdicts = [(_exact(ours[key]), _exact(theirs[key])) for key in shared]
         only_first, only_second = verdicts.count((True, False)), verdicts.count((False, True))
         used = {key[1] for key in shared}
+        by_haystack = Counter[int]()
+        for (*_, sample), (our_verdict, their_verdict) in zip(shared, verdicts, strict=True):
+            by_haystack[sample] += our_verdict - their_verdict
         yield PairedTest(
             task=task,
             lengths=tuple(length for length in lengths if length.tokens in used) or lengths,
@@ -197,6 +273,7 @@ def _test(runs: Sequence[Run], keyed: Keyed, rows: Iterable[tuple[str, tuple[Len
             only_first=only_first,
             only_second=only_second,
             p=mcnemar(only_first, only_second) if shared else None,
+            p_haystacks=flip_signs(list(by_haystack.values())) if shared else None,
             reason="" if shared else _why_not((first, second), task, tokens),
         )
 
@@ -204,8 +281,12 @@ def _test(runs: Sequence[Run], keyed: Keyed, rows: Iterable[tuple[str, tuple[Len
 def _correct(tests: Iterable[PairedTest]) -> tuple[PairedTest, ...]:
     """The tests of one table with Holm's correction; one without a p-value is no part of the family."""
     tests = list(tests)
-    adjusted = iter(holm([test.p for test in tests if test.p is not None]))
-    return tuple(test if test.p is None else dataclasses.replace(test, p_holm=next(adjusted)) for test in tests)
+    by_prompt = iter(holm([test.p for test in tests if test.p is not None]))
+    by_haystack = iter(holm([test.p_haystacks for test in tests if test.p_haystacks is not None]))
+    return tuple(
+        test if test.p is None else dataclasses.replace(test, p_holm=next(by_prompt), p_haystacks_holm=next(by_haystack))
+        for test in tests
+    )
 
 
 def _why_not(pair: Sequence[Run], task: str, tokens: set[int]) -> str:
