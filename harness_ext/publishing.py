@@ -5,9 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness_ext.errors import PublishError
+from harness_ext.sweep.scoring import score_copy, score_retrieval
+from harness_ext.sweep.values import parse_kind
+
+if TYPE_CHECKING:
+    from harness_ext.results.publish import Submission
+    from harness_ext.results.records import PublishedRun
 
 SHOWN = 200
 """Problems that are printed; the rest are counted."""
@@ -35,7 +43,7 @@ def publish_arguments(command: argparse.ArgumentParser) -> None:
 def publish(options: argparse.Namespace) -> int:
     """Check runs of lm_eval and add them to a folder of records."""
     from harness_ext.results import outputs, store
-    from harness_ext.results.publish import Submission, make_records
+    from harness_ext.results.publish import Submission
 
     if options.results is None:
         raise PublishError("name where to publish: --results FOLDER")
@@ -45,12 +53,41 @@ def publish(options: argparse.Namespace) -> int:
         organization=options.organization,
         relationship=options.relationship,
     )
-    found = [outputs.read_output(file) for file in outputs.find_outputs(options.out)]
-    made = [make_records(output, submission) for output in found]
-    for published in made:
+    refused = 0
+    for file in outputs.find_outputs(options.out):
+        try:
+            published = prepare_run(file, submission)
+        except PublishError as error:
+            print(error, file=sys.stderr)
+            refused += 1
+            continue
         path, new = store.write_run(options.results, published)
         print(f"{path}: {len(published.cells)} cells, {'published' if new else 'was published before, unchanged'}")
+    if refused:
+        raise PublishError(f"{refused} run{'s were' if refused > 1 else ' was'} refused, for what is said above")
     return 0
+
+
+def prepare_run(file: Path, submission: Submission) -> PublishedRun:
+    """The records of a results file of lm_eval. Raises PublishError that names all that is wrong with them, one line each."""
+    from harness_ext.results import audit, checks, outputs
+    from harness_ext.results.publish import make_records
+
+    output = outputs.read_output(file)
+    wrong = checks.check_output(output, submission, score_answer)
+    if not wrong:
+        published = make_records(output, submission)
+        wrong = [f"{file}: {problem}" for problem in audit.audit_records(published)]
+    if wrong:
+        raise PublishError("\n".join([*wrong[:SHOWN], *([f"{file}: and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])]))
+    return published
+
+
+def score_answer(config: Mapping[str, Any], doc: Mapping[str, Any], answer: str) -> str:
+    """The verdict on a generated answer, as the task gives it."""
+    if config["score"] == "copy":
+        return score_copy(answer, doc["answer"])
+    return score_retrieval(answer, doc["values"], parse_kind(config["value"])[0])
 
 
 def validate_arguments(command: argparse.ArgumentParser) -> None:

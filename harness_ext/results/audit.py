@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,13 @@ import msgspec
 
 from harness_ext.results.aggregate import make_cell, make_curve
 from harness_ext.results.identity import hash_prompts, identify_cell, identify_override, identify_run
-from harness_ext.results.records import Cell, Run, Task
-from harness_ext.results.store import FILE, Problem, RecordFile, list_files, name_file, read_file, to_bytes
+from harness_ext.results.records import Cell, PublishedRun, Run, Task
+from harness_ext.results.store import FILE, Problem, RecordFile, decode_record, list_files, name_file, read_file, to_bytes
 
 TOLERANCE = 1e-9
 """Relative: what sums may differ by between processors."""
+ROUNDING = 1e-3
+"""A log-likelihood near 0 may come out above it by so much."""
 SHARE = 64
 """Files that are given to a process at a time."""
 
@@ -62,33 +64,47 @@ def audit_folder(folder: Path, processes: int = 1) -> Audit:
 
 
 def audit_file(file: RecordFile) -> Iterator[Problem]:
-    """What a file says that does not follow from its prompts."""
-    run, cells = file.published.run, file.published.cells
-    yield from (Problem(file=file.name, line=1, message=message) for message in _audit_run(run))
-    named = FILE.fullmatch(Path(file.name).name)
+    """What a file says that does not follow from its prompts, or from its own name."""
+    named, own = FILE.fullmatch(Path(file.name).name), file.published.run
     if named is None or named["hash"] != file.digest[:16]:
         message = (
             f"the file's name does not hold the hash of what is in it, {file.digest[:16]}: it was changed; publish the run again"
         )
         yield Problem(file=file.name, line=None, message=message)
-    elif name_file(run, to_bytes(file.published)).split("/")[0] != Path(file.name).parent.name:
+    elif name_file(own, file.digest) != f"{Path(file.name).parent.name}/{Path(file.name).name}":
         yield Problem(
-            file=file.name,
-            line=None,
-            message=f"stands in the folder of another model; expected {name_file(run, b'').split('/')[0]}",
+            file=file.name, line=None, message=f"the file's name is another run's; expected {name_file(own, file.digest)}"
         )
+    for line, message in audit_run(file.published, file.lines):
+        yield Problem(file=file.name, line=line, message=message)
+
+
+def audit_run(published: PublishedRun, lines: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Line and message of what does not follow from a run's prompts; `lines`: of each cell."""
+    run, cells = published.run, published.cells
+    yield from ((1, message) for message in _audit_run(run))
     seen: dict[tuple[Any, ...], int] = {}
-    for cell, line in zip(cells, file.lines, strict=True):
+    for cell, line in zip(cells, lines, strict=True):
         place = (cell.evaluation_name, cell.control, cell.length, cell.depth)
         if place in seen:
-            yield Problem(
-                file=file.name, line=line, message=f"the same cell as on line {seen[place]}: {_name_place(cell)}; expected it once"
-            )
+            yield line, f"the same cell as on line {seen[place]}: {_name_place(cell)}; expected it once"
         seen.setdefault(place, line)
-        yield from (Problem(file=file.name, line=line, message=message) for message in _audit_cell(run, cell))
+        yield from ((line, message) for message in _audit_cell(run, cell))
     for task in run.tasks:
         own = [cell for cell in cells if cell.evaluation_name == task.evaluation_name]
-        yield from (Problem(file=file.name, line=1, message=message) for message in _audit_task(task, own))
+        yield from ((1, message) for message in _audit_task(task, own))
+
+
+def audit_records(published: PublishedRun) -> list[str]:
+    """What keeps records from being published: what a reader would refuse in them."""
+    content = to_bytes(published)
+    found = []
+    for number, line in enumerate(content.decode().splitlines(), 1):
+        try:
+            decode_record(line)
+        except ValueError as error:
+            found.append(f"record {number}: {error}")
+    return found or [f"record {line}: {message}" for line, message in audit_run(published, range(2, len(published.cells) + 2))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +152,8 @@ def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
     if cell.evaluation_name not in [task.evaluation_name for task in run.tasks]:
         yield f"a cell of {cell.evaluation_name}, which is no task of the run on line 1"
     for prompt in cell.prompts:
+        if prompt.log_likelihood is not None and prompt.log_likelihood > ROUNDING:
+            yield f"sample {prompt.sample}: a log-likelihood of {prompt.log_likelihood}; expected at most 0"
         exactly = cell.control is None and prompt.verdict != "loss"
         if prompt.prompt_tokens > cell.length or (exactly and prompt.prompt_tokens != cell.length):
             yield f"sample {prompt.sample}: a prompt of {prompt.prompt_tokens} tokens; expected {cell.length}, as the cell says"

@@ -200,7 +200,9 @@ def _draft_cells(task: TaskOutput, trained: int | None) -> list[Cell]:
         groups.setdefault(("", length, -1.0 if depth is None else depth), [])
     cells = []
     for (control, length, depth), group in sorted(groups.items()):
-        why: Mapping[str, Any] = unmeasured.get(length) or next((unmeasured[edge] for edge in sorted(unmeasured) if edge >= length), {})
+        why: Mapping[str, Any] = unmeasured.get(length) or next(
+            (unmeasured[edge] for edge in sorted(unmeasured) if edge >= length), {}
+        )
         outcome = next((row.outcome for row in group if row.outcome != "measured"), "measured" if group else why["outcome"])
         cells.append(
             make_cell(

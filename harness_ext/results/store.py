@@ -79,11 +79,11 @@ def to_bytes(published: PublishedRun) -> bytes:
     return text.getvalue().encode()
 
 
-def name_file(run: Run, content: bytes) -> str:
-    """Where the file of a run stands below the folder of all."""
+def name_file(run: Run, digest: str) -> str:
+    """Where the file of a run, of this SHA-256, stands below the folder of all."""
     developer = run.model_info.developer or "local"
     name = run.model_info.id.rpartition("/")[2]
-    return f"{_safe(developer)}__{_safe(name)}/{_safe(run.override.method)}-{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
+    return f"{_safe(developer)}__{_safe(name)}/{_safe(run.override.method)}-{digest[:16]}.jsonl"
 
 
 def write_run(folder: Path, published: PublishedRun) -> tuple[Path, bool]:
@@ -92,7 +92,7 @@ def write_run(folder: Path, published: PublishedRun) -> tuple[Path, bool]:
     Raises PublishError where it cannot be written, as on a full disk.
     """
     content = to_bytes(published)
-    target = folder / name_file(published.run, content)
+    target = folder / name_file(published.run, hashlib.sha256(content).hexdigest())
     try:
         if target.is_file() and not target.is_symlink() and target.read_bytes() == content:
             return target, False
@@ -186,7 +186,9 @@ def decode_record(line: str) -> Run | Cell:
         if isinstance(record, Run):
             _check_version(record.schema_version)
             _check_free(record)
-        if msgspec.json.encode(record, order="deterministic") != line.encode().rstrip(b"\n"):  # which is a tenth of the time of the other
+        if msgspec.json.encode(record, order="deterministic") != line.encode().rstrip(
+            b"\n"
+        ):  # which is a tenth of the time of the other
             json.loads(line, object_pairs_hook=_refuse_twice)
     except RecursionError:
         raise ValueError("lists or objects inside one another without end; expected a record") from None
