@@ -17,6 +17,7 @@ from harness_ext.models import demand
 from harness_ext.models.demand import Probed, _features, _fit, find_peak
 from harness_ext.models.forward import Run
 from harness_ext.models.hf import HFExtrapolate
+from harness_ext.models.prefix_tree import ALIKE
 from harness_ext.models.rehearsal import rehearsing
 from harness_ext.plan import plan_run
 
@@ -88,7 +89,7 @@ def test_a_run_reads_what_was_planned_forward_by_forward(
     assert counts == [piece.rows * (piece.stop - piece.start) for piece in planned.pieces]
     assert (lm._reader.asked, lm._reader.computed) == (planned.asked, planned.computed)
     if batch_size == 1:
-        assert sum(counts) == planned.computed
+        assert planned.computed <= sum(counts) <= ALIKE * planned.computed  # leaves of about one length are padded to it
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

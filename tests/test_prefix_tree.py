@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.models.prefix_tree import Batch, Schedule, plan
+from harness_ext.models.prefix_tree import ALIKE, Batch, Schedule, plan
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 SEQUENCES = st.lists(TOKENS, min_size=1, max_size=14)
@@ -70,6 +70,26 @@ def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
 def test_a_batch_keeps_its_bounds_and_nothing_is_run_on_it(sequences: list[list[int]], rows: int, tokens: int) -> None:
     for step in plan(sequences, [len(s) - 1 for s in sequences], Batch(rows=rows, tokens=tokens)).steps:
         assert len(step.rows) == 1 or (len(step.rows) <= rows and len(step.rows) * step.stop <= tokens)
+
+
+@given(SEQUENCES, st.integers(1, 40))
+@settings(deadline=None)
+def test_leaves_that_need_no_copies_are_run_together_within_their_bound_and_hardly_padded(
+    sequences: list[list[int]], leaves: int
+) -> None:
+    schedule = plan(sequences, [len(s) - 1 for s in sequences], Batch(leaves=leaves))
+    reads, ran, _ = run(schedule, sequences, cut=True)
+    assert reads == Counter((i, len(sequence) - 1) for i, sequence in enumerate(sequences))
+    assert sum(ran) == schedule.computed == count_distinct(sequences)
+    for step, tokens in zip(schedule.steps, ran, strict=True):
+        padded = len(step.rows) * (step.stop - step.start)
+        assert len(step.rows) == 1 or (step.start and padded <= min(leaves, ALIKE * tokens))
+
+
+def test_the_needles_of_a_context_are_asked_for_in_one_step() -> None:
+    prompts = [[*range(100), needle, needle, 7] for needle in range(200, 216)]
+    schedule = plan(prompts, [102] * 16, Batch(leaves=512))
+    assert [(len(step.rows), step.start, step.stop) for step in schedule.steps] == [(1, 0, 100), (16, 100, 103)]
 
 
 @given(SEQUENCES, st.booleans())

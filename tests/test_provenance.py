@@ -33,7 +33,7 @@ def test_weights_that_are_not_at_hand_have_no_fingerprint() -> None:
 
 def test_a_results_file_says_what_the_run_was_made_with(saved: Callable[..., Path], evaluate: Callable[..., Any]) -> None:
     lm = HFExtrapolate(str(saved("gpt2", n_positions=256)), device="cpu", trained_length=20)
-    config = evaluate(lm, ["passkey_extrapolate"], limit=2, lengths=[128])["config"]
+    config = evaluate(lm, ["passkey_extrapolate"], limit=2, lengths=[200])["config"]
     assert (config["model_type"], config["position_scheme"]) == ("gpt2", "learned")
     assert config["config_trained_length"]["tokens"] == config["hard_limit"] == lm.model.config.n_positions
     assert config["hardware"]["device"] == "cpu"

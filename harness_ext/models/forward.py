@@ -159,7 +159,8 @@ class Run:
         if len(step.rows) == 1:
             self._read_row(step.rows[0], step.stop, step.reads)
         elif step.start:
-            self._read(state.copied(len(step.rows)), step.rows, step.start, step.stop, step.reads)
+            several = (state.forked if step.stop - step.start <= self.chunk else state.copied)(len(step.rows))
+            self._read(several, step.rows, step.start, step.stop, step.reads)
         else:
             self._read(None if step.stop <= self.chunk else self.make(), step.rows, 0, step.stop, step.reads)
 

@@ -23,6 +23,8 @@ NAME = "sdpa#pieces"
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 UNUSUAL = ("position_bias", "softcap", "dropout", "s_aux")
 """What the pieces do not know."""
+SHARED = "_begins_with"
+"""On keys and values: those of one row that stand before each of theirs."""
 
 
 def install(model: Any) -> bool:
@@ -38,9 +40,14 @@ def install(model: Any) -> bool:
     return True
 
 
+def is_installed(model: Any) -> bool:
+    """Whether it is in place."""
+    return getattr(model.config, "_attn_implementation", None) == NAME
+
+
 def remove(model: Any) -> bool:
     """Puts SDPA back; whether there was anything to put back."""
-    if getattr(model.config, "_attn_implementation", None) != NAME:
+    if not is_installed(model):
         return False
     model.set_attn_implementation("sdpa")
     return True
@@ -69,24 +76,46 @@ def attend(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim)."""
+    shared = getattr(key, SHARED, None)
     tokens, past = query.shape[2], key.shape[2] - query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    unusual = any(isinstance(given, Tensor) or given for given in map(rest.get, UNUSUAL)) or query.shape[-1] != value.shape[-1]
+    if shared is not None:
+        if attention_mask is not None or unusual or not causal or past:
+            raise NotImplementedError("rows that begin with the same keys are attended to without a mask, all at once")
+        return _attend(query, key, value, shared, getattr(value, SHARED), scaling), None
     whole: Callable[..., tuple[Tensor, None]] = functools.partial(
         sdpa_attention_forward, module, query, key, value, scaling=scaling, is_causal=is_causal, **rest
     )
     if attention_mask is not None or past <= 0 or tokens == 1 or not causal:
         return whole(attention_mask=attention_mask)
-    unusual = any(isinstance(given, Tensor) or given for given in map(rest.get, UNUSUAL))
-    if unusual or query.shape[-1] != value.shape[-1]:
+    if unusual:
         seen = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
         return whole(attention_mask=seen)
+    (far_key, own_key), (far_value, own_value) = ((states[:, :, :past], states[:, :, past:]) for states in (key, value))
+    return _attend(query, own_key, own_value, far_key, far_value, scaling), None
+
+
+def put_after(shared: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values (rows, key heads, keys, head_dim) that `attend` takes to stand after the `shared` ones, of one row, in each row."""
+    for states, before in zip((key, value), shared, strict=True):
+        setattr(states, SHARED, before)
+    return key, value
+
+
+def _attend(query: Tensor, own_key: Tensor, own_value: Tensor, far_key: Tensor, far_value: Tensor, scaling: float | None) -> Tensor:
+    """Outputs as `attend`'s, of queries on their own keys, causally, and on all the far ones: as many rows of those, or one for all."""
     kernel = getattr(torch.ops.aten, KERNEL)
-    rows, heads, _, width = query.shape
-    groups = heads // key.shape[1]
-    packed = query.reshape(rows, key.shape[1], groups * tokens, width)
-    far, far_weight = kernel(packed, key[:, :, :past], value[:, :, :past], scale=scaling)
-    own_key, own_value = (repeat_kv(states[:, :, past:], groups) for states in (key, value))
-    near, near_weight = kernel(query, own_key, own_value, is_causal=True, scale=scaling)
-    share = torch.sigmoid(near_weight - far_weight.reshape(near_weight.shape))[..., None]
-    joined = torch.lerp(far.reshape(near.shape).float(), near.float(), share.float()).to(query.dtype)
-    return joined.transpose(1, 2).contiguous(), None
+    rows, heads, tokens, width = query.shape
+    key_heads, far_rows = own_key.shape[1], far_key.shape[0]
+    groups = heads // key_heads
+    # (far rows, key heads, queries, head_dim): whatever looks at the same keys is one head's queries.
+    packed = query.reshape(far_rows, rows // far_rows, key_heads, groups * tokens, width).transpose(1, 2)
+    far, far_weight = kernel(packed.reshape(far_rows, key_heads, -1, width), far_key, far_value, scale=scaling)
+    split = (far_rows, key_heads, rows // far_rows, groups * tokens)
+    far = far.reshape(*split, width).transpose(1, 2).reshape(query.shape)
+    far_weight = far_weight.reshape(split).transpose(1, 2).reshape(rows, heads, tokens)
+    near, near_weight = kernel(query, repeat_kv(own_key, groups), repeat_kv(own_value, groups), is_causal=True, scale=scaling)
+    share = torch.sigmoid(near_weight - far_weight)[..., None]
+    joined = torch.lerp(far.float(), near.float(), share.float()).to(query.dtype)
+    return joined.transpose(1, 2).contiguous()

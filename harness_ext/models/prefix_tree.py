@@ -21,6 +21,9 @@ import numpy as np
 APART = 2**31
 """What stands in place of a last token that is not to be shared; no tokenizer has so many tokens."""
 
+ALIKE = 4 / 3
+"""Times its own length that a leaf is padded to at most, to be run with others that go on from the same tokens."""
+
 
 @dataclass(slots=True, eq=False)
 class Node:
@@ -89,6 +92,9 @@ class Batch:
     """Rows × the longest row, cached tokens included; a single row may have more."""
     equal: bool = False
     """Rows that go on from cached tokens have one length."""
+    leaves: int = 0
+    """Rows × their longest, cached tokens aside, that may go on from the same cached tokens whatever else is said; 0 where each row
+    needs a copy of those."""
 
 
 def plan(
@@ -250,6 +256,10 @@ def _run_leaves(above: Node, lengths: Sequence[int], batch: Batch) -> Iterator[W
     leaves = sorted((child for child in above.children if not child.children), key=lambda leaf: -leaf.stop)
     while leaves:
         count = max(1, min(batch.rows, batch.tokens // leaves[0].stop, len(leaves)))
+        if above.stop:
+            longest = leaves[0].stop - above.stop
+            alike = sum(ALIKE * (leaf.stop - above.stop) >= longest for leaf in leaves)
+            count = max(count, min(alike, batch.leaves // longest))
         if batch.equal and above.stop:
             count = sum(leaf.stop == leaves[0].stop for leaf in leaves[:count])
         chosen, leaves = leaves[:count], leaves[count:]

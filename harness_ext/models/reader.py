@@ -83,7 +83,10 @@ class Reader:
         make = self._made().make
         if make is None:
             return prefix_tree.plan_whole(sequences, wanted, batch)
-        return prefix_tree.plan(sequences, wanted, batch, cut=make(0).cuts, apart=apart)
+        state = make(0)
+        if state.forks and not apart:
+            batch = dataclasses.replace(batch, leaves=self.chunk)
+        return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, apart=apart)
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
         """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""

@@ -145,8 +145,8 @@ class Rehearsal(Reader):
         real = super()._make(room)
         if real is None:
             return None
-        cuts = real().cuts
-        return lambda: self.notes.open(Held(self.notes, cuts=cuts))
+        state = real()
+        return lambda: self.notes.open(Held(self.notes, cuts=state.cuts, forks=state.forks))
 
 
 class Notes:
@@ -165,7 +165,7 @@ class Notes:
 
     def note(self, rows: int, start: int, stop: int, scored: int, budget: int = 0) -> None:
         """Adds a forward."""
-        held, states = sum(s.rows * s.tokens for s in self._states), sum(s.rows for s in self._states)
+        held, states = sum(s.rows * (s.tokens - s.shared) for s in self._states), sum(s.rows for s in self._states)
         self.pieces.append(Piece(rows=rows, start=start, stop=stop, scored=scored, held=held, states=states, budget=budget))
 
     def note_answers(self, rows: int, state: Held | None, context: int, budget: int) -> None:
@@ -178,8 +178,9 @@ class Notes:
 class Held:
     """A state of so many tokens in each of so many rows, without tensors."""
 
-    def __init__(self, notes: Notes, *, cuts: bool, rows: int = 1, tokens: int = 0) -> None:
-        self.notes, self.cuts, self.rows, self.tokens = notes, cuts, rows, tokens
+    def __init__(self, notes: Notes, *, cuts: bool, forks: bool = False, rows: int = 1, tokens: int = 0, shared: int = 0) -> None:
+        """`shared`: of its tokens, those that another state holds for it."""
+        self.notes, self.cuts, self.forks, self.rows, self.tokens, self.shared = notes, cuts, forks, rows, tokens, shared
 
     def arguments(self) -> dict[str, Any]:
         return {}
@@ -193,6 +194,11 @@ class Held:
     def copied(self, rows: int = 1) -> Held:
         self.notes.copied += rows * self.tokens
         return self.notes.open(Held(self.notes, cuts=self.cuts, rows=rows, tokens=self.tokens))
+
+    def forked(self, rows: int) -> Held:
+        if not self.forks:
+            return self.copied(rows)
+        return self.notes.open(Held(self.notes, cuts=True, rows=rows, tokens=self.tokens, shared=self.tokens))
 
 
 class Counting:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harness_ext.model_view import first_line
+from harness_ext.models import pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.state import Copied, Cuttable, State
 from harness_ext.positions import read_schemes, read_window, text_config
@@ -60,12 +61,16 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
     model = forward.model
     if forward.dtype != torch.float32 and text_config(model.config).model_type in INEXACT:
         return Finding(make=None, said="chunks of this family differ from one forward, which rounding hides in this precision")
-    kinds: dict[str, Callable[[int], State]] = {
-        "keys and values that are cut back": Cuttable,
-        "a copied state": lambda room: Copied(model),
-    }
+    kinds: list[tuple[str, Callable[[int], State]]] = [
+        ("keys and values that are cut back", Cuttable),
+        ("a copied state", lambda room: Copied(model)),
+    ]
+    if pieces.is_installed(model):
+        kinds.insert(
+            0, ("keys and values that are cut back, and gone on from without copies", functools.partial(Cuttable, forks=True))
+        )
     found = []
-    for name, make in kinds.items():
+    for name, make in kinds:
         try:
             times = _compare(forward, functools.partial(make, 2 * FAR), trained, max(most, FEWEST))
         except ERRORS as error:
@@ -147,8 +152,9 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
     if state.cuts:
         state.keep(half)
         both = torch.cat((branch.tokens, branch.tokens))[:, half:]
-        rows = _read_in_chunks(forward, state.copied(2), both, half)
-        times += [branch.measure(row[None], last=count - half) for row in rows]
+        for several in (state.copied(2), state.forked(2)):
+            rows = _read_in_chunks(forward, several, both, half)
+            times += [branch.measure(row[None], last=count - half) for row in rows]
     times.append(branch.measure(_read_in_chunks(forward, aside, branch.tokens[:, half:], half), last=count - half))
     return max(times + _compare_far(forward, make, trained, most))
 

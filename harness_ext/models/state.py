@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from harness_ext.models import memory
+from harness_ext.models import memory, pieces
 
 CARRIED = ("past_key_values", "cache_params", "state", "mems")
 """Names under which transformers' models give back what they carry on, and take it again."""
@@ -26,6 +26,8 @@ class State(Protocol):
 
     cuts: bool
     """Whether it can be cut back to any length."""
+    forks: bool
+    """Whether rows that go on from it need no copies of it."""
 
     def arguments(self) -> dict[str, Any]:
         """What the model's forward is given beside the tokens."""
@@ -41,6 +43,10 @@ class State(Protocol):
 
     def copied(self, rows: int = 1) -> State:
         """A state of its own with the same tokens, in each of `rows` rows."""
+        ...
+
+    def forked(self, rows: int) -> State:
+        """As `copied`, to be read on from once, by one chunk, while this one is left as it is; it need not be a copy."""
         ...
 
 
@@ -93,13 +99,32 @@ class BufferLayer(DynamicLayer):  # type: ignore[misc]
         return other
 
 
+class ForkedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of rows that begin with the same ones, (1, heads, tokens, head_dim), which are not copied: `pieces` attends to them."""
+
+    def __init__(self, shared: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.shared = shared
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The rows' own, all of them, which know what they begin with."""
+        return pieces.put_after(self.shared, *super().update(key_states, value_states, *args, **kwargs))
+
+    def get_seq_length(self) -> int:
+        return int(self.shared[0].shape[-2] + super().get_seq_length())
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
 class Cuttable:
     """A full cache of keys and values, of sliding-window layers too, since they are to be cut back."""
 
     cuts = True
 
-    def __init__(self, room: int) -> None:
-        """`room`: the most tokens that it will hold."""
+    def __init__(self, room: int, *, forks: bool = False) -> None:
+        """`room`: the most tokens that it will hold. `forks`: the model's attention is `pieces`."""
+        self.forks = forks
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = functools.partial(BufferLayer, room)
 
@@ -118,11 +143,22 @@ class Cuttable:
         other.cache.layers = [layer.repeated(rows) for layer in self.cache.layers]
         return other
 
+    def forked(self, rows: int) -> Cuttable:
+        if not self.forks:
+            return self.copied(rows)
+        other = Cuttable(0)
+        other.cache = copy.copy(self.cache)
+        other.cache.layers = [
+            ForkedLayer((layer.keys, layer.values)) if layer.get_seq_length() else layer.repeated(rows)
+            for layer in self.cache.layers
+        ]
+        return other
+
 
 class Copied:
     """What the model itself makes and gives back."""
 
-    cuts = False
+    cuts = forks = False
 
     def __init__(self, model: Any) -> None:
         parameters = inspect.signature(model.forward).parameters
@@ -145,3 +181,6 @@ class Copied:
         if rows > 1:
             raise NotImplementedError("what it carries on has one row")
         return copy.deepcopy(self)
+
+    def forked(self, rows: int) -> Copied:
+        return self.copied(rows)
