@@ -201,7 +201,12 @@ def read_results(asked: Asked, method: str, results: Mapping[str, Any]) -> Run:
         },
         results=results["results"],
         versions={name: importlib.metadata.version(name) for name in ("harness_ext", "lm_eval", "transformers", "torch")},
-        answers=tuple(_read_answer(method, task, sample) for task, samples in results["samples"].items() for sample in samples),
+        answers=tuple(
+            _read_answer(method, task, sample)
+            for task, samples in results["samples"].items()
+            for sample in samples
+            if "control" not in sample["doc"]
+        ),
     )
 
 

@@ -118,8 +118,8 @@ def aim(length: float, bare: int, depth: float) -> float:
     return depth * filler
 
 
-def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -> Fitted:
-    """`document` filled up to exactly `length` tokens, its needles where `aim` says.
+def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer, like: Document | None = None) -> Fitted:
+    """`document` filled up to exactly `length` tokens, its needles where `aim` says (where it says for `like`, if given).
 
     Raises LengthError where `length` is too short for the document's own text, or where this tokenizer admits no prompt of
     exactly that length.
@@ -129,7 +129,8 @@ def fit(document: Document, filler: Filler, length: int, tokenizer: Tokenizer) -
         raise LengthError(
             f"a prompt of {length} tokens was asked for, but this task's own text takes {bare}; ask for {bare} or more"
         )
-    targets = [aim(length, bare, depth) for depth in document.depths]
+    beside = bare if like is None else count_bare(like, tokenizer)
+    targets = [aim(length, beside, depth) for depth in document.depths]
     if bare == length:
         return _build(document, filler, NOTHING, targets, tokenizer)
     budget, tried, short = length - bare, {0}, {bare: NOTHING}

@@ -82,6 +82,7 @@ class SweepTask(HostTask):
         self._view = ModelView(lm, self.config.metadata or {})
         self._lengths: list[Length] = []
         self._docs: list[Doc] = []
+        self._own = 0
         self._unmeasured: dict[int, Unmeasured] = {}
 
     @property
@@ -198,7 +199,8 @@ class SweepTask(HostTask):
         """Plans anew without the lengths under `own` tokens. Raises LengthError where they were asked for."""
         kept = self._find_too_short(self.lengths, own)
         if kept != self._lengths:
-            self._lengths, self._docs = self._say_what_is_left_out(kept), []
+            self._lengths = self._say_what_is_left_out(kept)
+        self._own, self._docs = own, []
 
     def _find_too_short(self, lengths: list[Length], own: int) -> list[Length]:
         """`lengths`, those shorter than `own` tokens marked so. Raises LengthError where they were asked for."""

@@ -50,24 +50,28 @@ class Prompts:
         return max(count_bare(self.document(sample, self.spec.depths[0]), self.frame) for sample in range(self.spec.samples))
 
     def build(self, sample: int, depth: float, length: int) -> tuple[Document, Fitted]:
-        """One prompt of exactly `length` tokens.
+        """One prompt of exactly `length` tokens. Raises as `fit`."""
+        document = self.document(sample, depth)
+        return document, self.fit(document, sample, length)
+
+    def fit(self, document: Document, sample: int, length: int, like: Document | None = None) -> Fitted:
+        """A document of the sample's in its haystack, in a prompt of exactly `length` tokens. `like` as for `fit.fit`.
 
         Raises LengthError where there is none, HaystackError where the haystack holds what is asked.
         """
         if sample not in self._fillers:
             self._fillers[sample] = Filler(self._sentences(sample), self.frame)
-        document = self.document(sample, depth)
         try:
-            fitted = fit(document, self._fillers[sample], length, self.frame)
+            fitted = fit(document, self._fillers[sample], length, self.frame, like)
         except LengthError as error:
             raise LengthError(f"{self.spec.task}: {error}") from None
         outside = fitted.body
         for needle in document.needles:
             outside = outside.replace(needle, "", 1)
-        for value in self.facts(sample, depth).values:
+        for value in self._facts[sample].values:
             if value in outside:
                 raise HaystackError(f"{self.spec.task}: the value {value!r} stands outside its needle too; give another haystack")
-        return document, fitted
+        return fitted
 
     def _draw_facts(self, rng: random.Random) -> Facts:
         if not self.spec.every_depth:

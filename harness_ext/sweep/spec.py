@@ -15,7 +15,7 @@ from harness_ext.sweep.values import parse_kind
 
 HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
-RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack")
+RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls")
 """Fields that `--metadata` may change for one run, in the tasks that have them."""
 MULTIPLES = (0.5, 1, 2, 4, 8)
 """Of the trained length, where a task says nothing else."""
@@ -65,6 +65,8 @@ class TaskSpec:
     """Tokens kept free for a generated answer, and part of the prompt's length."""
     score: Literal["retrieval", "copy"] = "retrieval"
     """How a generated answer is compared; see `scoring`."""
+    controls: bool = False
+    """Whether prompts are run beside the sweep that its scores are to be held against; see `controls`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,10 @@ def parse_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, 
 def parse_loss_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, Any]) -> LossSpec:
     """As `parse_spec`, of a task that scores running text."""
     spec = LossSpec(**_read_fields(LossSpec, ("task",), config, file, overrides))
+    if overrides.get("controls"):
+        raise TaskFileError(
+            f"metadata: field 'controls': found {overrides['controls']!r}, but {spec.task} hides nothing; leave it out"
+        )
     if spec.haystack == "needles":
         where = "metadata" if "haystack" in overrides else file
         raise TaskFileError(
@@ -250,6 +256,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "output_type": _one_of("loglikelihood", "generate_until"),
     "max_gen_toks": _number(1),
     "score": _one_of("retrieval", "copy"),
+    "controls": _boolean,
 }
 _EXPECTED = {
     "task": "the task's name",
@@ -273,6 +280,7 @@ _EXPECTED = {
     "output_type": "loglikelihood or generate_until",
     "max_gen_toks": "a whole number from 1",
     "score": "retrieval or copy",
+    "controls": "true or false",
 }
 
 

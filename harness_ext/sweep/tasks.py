@@ -6,11 +6,13 @@ check the YAML → know the model → plan lengths → build prompts → (lm_eva
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from harness_ext.cells import Unmeasured
+from harness_ext.cells import Length, Unmeasured
+from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
+from harness_ext.sweep.controls import Cell, add_controls, build, find_short
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.haystack import open_haystack
 from harness_ext.sweep.host import Doc, SweepTask, read_metadata
@@ -44,23 +46,41 @@ class ExtrapolateTask(SweepTask):
         )
 
     def plan_docs(self) -> list[Doc]:
-        """One record for each prompt, in an order of which every beginning is balanced (`--limit`)."""
-        lengths, spec = self.measured, self.spec
+        """One record for each prompt, in an order of which every beginning is balanced (`--limit`), each before its controls.
+
+        Raises LengthError where controls are asked for and no trained length is known.
+        """
+        lengths, depths = self.measured, self.spec.depths
+        cells: Iterable[Cell] = (
+            Cell(lengths[length], depths[depth], sample)
+            for length, depth, sample in order_cells(len(lengths), len(depths), self.spec.samples)
+        )
+        if self.spec.controls:
+            trained = self._find_trained(self._view)
+            own = Length(tokens=self._own, multiple=self._own / trained)
+            cells = add_controls(cells, trained=trained, own=own, short=find_short(lengths, trained, self._own))
         return [
             {
-                "length": lengths[length].tokens,
-                "multiple": lengths[length].multiple,
-                "depth": spec.depths[depth],
-                "sample": sample,
-                "seed": spec.seed,
+                **({"control": cell.control} if cell.control else {}),
+                "length": cell.length.tokens,
+                "multiple": cell.length.multiple,
+                "depth": cell.depth,
+                "sample": cell.sample,
+                "seed": self.spec.seed,
             }
-            for length, depth, sample in order_cells(len(lengths), len(spec.depths), spec.samples)
+            for cell in cells
         ]
 
     @property
     def round(self) -> int:
-        """A prompt of each length."""
-        return len(self.measured)
+        """A prompt of each length; with controls, which not every such round has all of, a sample."""
+        return len(self.eval_docs) // self.spec.samples if self.spec.controls else len(self.measured)
+
+    def check(self, metadata: Mapping[str, Any]) -> None:
+        """As every task's; and LengthError where there can be no controls."""
+        super().check(metadata)
+        if self.spec.controls:
+            self._find_trained(ModelView(None, metadata))
 
     def build_all_requests(
         self,
@@ -81,16 +101,15 @@ class ExtrapolateTask(SweepTask):
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
         log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
         self.lift(max(doc["length"] for _, doc in docs))
-        self._instances = []
+        self._instances, trained = [], self._view.trained_length
         for doc_id, doc in docs:
-            document, fitted = prompts.build(doc["sample"], doc["depth"], doc["length"])
+            document, fitted, said = build(prompts, _read_cell(doc), trained.tokens if trained else 0)
             arguments = prompts.frame.arguments(fitted.body, document)
             doc |= {
-                "depth_realised": fitted.depths[document.target],
+                **said,
                 "prompt_tokens": fitted.prompt_tokens,
                 **prompts.frame.identify(arguments),
                 "answer": document.answer,
-                "values": list(prompts.facts(doc["sample"], doc["depth"]).values),
             }
             self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
 
@@ -109,6 +128,8 @@ class ExtrapolateTask(SweepTask):
         """One metric for each length, so that lm_eval's table is the curve; none for a prompt that was not measured."""
         if isinstance(self._answers[id(doc)], Unmeasured):
             return {}
+        if "control" in doc:
+            return {self._name_control(doc): float(results[0] == "exact")}
         at = self.name_place(doc["length"])
         scores = {f"exact{at}": float(results[0] == "exact")}
         if self.OUTPUT_TYPE == "generate_until":
@@ -118,9 +139,10 @@ class ExtrapolateTask(SweepTask):
         return scores
 
     def list_metrics(self) -> list[str]:
-        """A metric for each length that is run."""
+        """A metric for each length that is run, and for each that a control is run at."""
         kinds = ["exact"] if self.OUTPUT_TYPE == "loglikelihood" else ["exact", "lenient", "similarity"]
-        return [f"{kind}{self.name_place(length.tokens)}" for kind in kinds for length in self.measured]
+        controls = dict.fromkeys(self._name_control(doc) for doc in self.eval_docs if "control" in doc)
+        return [*(f"{kind}{self.name_place(length.tokens)}" for kind in kinds for length in self.measured), *controls]
 
     def doc_to_text(self, doc: Doc) -> str:
         """The prompt is in the request's arguments; here, what it asks."""
@@ -135,12 +157,32 @@ class ExtrapolateTask(SweepTask):
             self.spec, self.haystack, Frame(view=view, chat_template=chat_template, system=system, generation=generation)
         )
 
+    def _find_trained(self, view: ModelView) -> int:
+        """The trained length in tokens. Raises LengthError where it is unknown, since controls need it."""
+        if view.trained_length is None:
+            raise LengthError(
+                f"{self.spec.task}: controls were asked for, but no trained length is known for this model; "
+                "give it (trained_length=N), or leave controls out"
+            )
+        return view.trained_length.tokens
+
+    def _name_control(self, doc: Doc) -> str:
+        """`cropped@    512 (2x)`, beside `exact@    512 (2x)`."""
+        return str(doc["control"]) + (self.name_place(doc["length"]) if doc["control"] != "no_haystack" else "")
+
     def _score(self, doc: Doc, answer: Any) -> str:
         if isinstance(answer, Unmeasured):
-            self._unmeasured[doc["length"]] = answer
+            if "control" not in doc:
+                self._unmeasured[doc["length"]] = answer
             return answer.outcome
         if self.OUTPUT_TYPE == "loglikelihood":
             return "exact" if answer[1] else "missed"
         if self.spec.score == "copy":
             return score_copy(answer, doc["answer"])
         return score_retrieval(answer, doc["values"], parse_kind(self.spec.value)[0])
+
+
+def _read_cell(doc: Doc) -> Cell:
+    """The cell that a record is of."""
+    length = Length(tokens=doc["length"], multiple=doc["multiple"])
+    return Cell(length, doc["depth"], doc["sample"], doc.get("control"))
