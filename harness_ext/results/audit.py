@@ -22,6 +22,8 @@ TOLERANCE = 1e-9
 """Relative: what sums may differ by between processors."""
 ROUNDING = 1e-3
 """A log-likelihood near 0 may come out above it by so much."""
+MAX_TABLE = 10_000_000
+"""Lengths × depths × samples of a task, so that no file asks for more memory than there is."""
 SHARE = 64
 """Files that are given to a process at a time."""
 
@@ -192,8 +194,18 @@ def _audit_task(task: Task, cells: list[Cell]) -> Iterator[str]:
     if any((prompt.verdict == "loss") != (task.metric == "loss") for cell in cells for prompt in cell.prompts):
         yield f"{task.evaluation_name}: metric {task.metric}, and prompts of the other; expected one of them"
         return
+    size = math.prod(len(found) or 1 for found in _spread(cells))
+    if size > MAX_TABLE:
+        yield f"{task.evaluation_name}: {size} places of lengths, depths and samples; expected at most {MAX_TABLE}; the curve was not computed"
+        return
     expected = msgspec.to_builtins(make_curve(cells))
     yield from _compare(f"{task.evaluation_name}: curve", msgspec.to_builtins(task.curve), expected)
+
+
+def _spread(cells: Sequence[Cell]) -> tuple[set[int], set[float | None], set[int]]:
+    """The lengths, depths and samples of cells."""
+    samples = {prompt.sample for cell in cells for prompt in cell.prompts}
+    return {cell.length for cell in cells}, {cell.depth for cell in cells}, samples
 
 
 def _compare(where: str, found: Any, expected: Any) -> Iterator[str]:
