@@ -112,7 +112,7 @@ def test_attention_in_pieces_is_found_out_like_any_other_and_kept_where_it_is_th
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
-@pytest.mark.parametrize(("tokens", "past"), [(1, 30), (7, 1), (7, 30), (30, 7), (30, 0)])
+@pytest.mark.parametrize(("tokens", "past"), [(1, 30), (7, 1), (7, 30), (30, 7), (30, 0), (300, 0), (600, 100)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
     heads: int, key_heads: int, tokens: int, past: int, dtype: torch.dtype
@@ -128,6 +128,33 @@ def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
     seen = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
     weights = torch.softmax((0.3 * query @ every_key.transpose(-1, -2)).masked_fill(~seen, float("-inf")), dim=-1)
     torch.testing.assert_close(found, weights @ every_value, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_rows_that_begin_with_the_same_keys_attend_to_them_as_if_each_had_a_copy(heads: int, key_heads: int, tokens: int) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // key_heads, True
+    query = torch.randn(5, heads, tokens, 16)
+    own, shared = torch.randn(2, 5, key_heads, tokens, 16), torch.randn(2, 1, key_heads, 30, 16)
+    found = pieces.attend(
+        module, query, *pieces.put_after((shared[0], shared[1]), own[0].clone(), own[1].clone()), None, scaling=0.3
+    )[0]
+    copies = torch.cat([shared.expand(-1, 5, -1, -1, -1), own], dim=3)
+    key, value = copies.repeat_interleave(heads // key_heads, dim=2)
+    seen = torch.ones(tokens, 30 + tokens, dtype=torch.bool).tril(30)
+    weights = torch.softmax((0.3 * query @ key.transpose(-1, -2)).masked_fill(~seen, float("-inf")), dim=-1)
+    torch.testing.assert_close(found.transpose(1, 2), weights @ value, atol=2e-6, rtol=0)
+
+
+def test_rows_that_begin_with_the_same_keys_are_refused_where_a_mask_is_needed() -> None:
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 1, True
+    shared, own = torch.randn(2, 1, 2, 30, 16), torch.randn(2, 5, 2, 3, 16)
+    given = pieces.put_after((shared[0], shared[1]), own[0].clone(), own[1].clone())
+    with pytest.raises(NotImplementedError):
+        pieces.attend(module, torch.randn(5, 2, 3, 16), *given, torch.ones(1, 1, 3, 33, dtype=torch.bool), scaling=0.3)
 
 
 def test_a_bias_of_positions_is_not_dropped_by_attention_in_pieces() -> None:

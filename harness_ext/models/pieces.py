@@ -1,6 +1,6 @@
-"""Attention of a chunk on what is cached, in two pieces: what is cached, without a mask, and the chunk itself, causally.
+"""Attention of a chunk on what is cached, in pieces: what stands before, without a mask, and squares of the chunk itself, causally.
 
-A chunk's queries see every cached key, so that only the chunk's own square needs a mask. transformers gives SDPA one mask over all of it, which
+A chunk's queries see every cached key, so that only their own square needs a mask. transformers gives SDPA one mask over all of it, which
 the CPU's kernel turns into floats layer by layer, and repeats the cached keys and values for each head of a group. Here the heads of a
 group are queries of one head, which copies nothing, and the two pieces are joined by their log-sum-exps: the softmax over both, to
 rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of keys).
@@ -23,6 +23,8 @@ NAME = "sdpa#pieces"
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 UNUSUAL = ("position_bias", "softcap", "dropout", "s_aux")
 """What the pieces do not know."""
+SQUARE = 256
+"""Tokens of a chunk that attend to each other at a time: the kernel computes the masked half of their square too."""
 SHARED = "_begins_with"
 """On keys and values: those of one row that stand before each of theirs."""
 
@@ -83,17 +85,24 @@ def attend(
     if shared is not None:
         if attention_mask is not None or unusual or not causal or past:
             raise NotImplementedError("rows that begin with the same keys are attended to without a mask, all at once")
-        return _attend(query, key, value, shared, getattr(value, SHARED), scaling), None
+        return _attend(query, key, value, shared, getattr(value, SHARED), scaling).contiguous(), None
     whole: Callable[..., tuple[Tensor, None]] = functools.partial(
         sdpa_attention_forward, module, query, key, value, scaling=scaling, is_causal=is_causal, **rest
     )
-    if attention_mask is not None or past <= 0 or tokens == 1 or not causal:
+    plain = attention_mask is None and causal and past >= 0 and tokens > 1
+    if plain and unusual and past:
+        attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
+    if not plain or unusual or (not past and tokens <= SQUARE):
         return whole(attention_mask=attention_mask)
-    if unusual:
-        seen = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
-        return whole(attention_mask=seen)
-    (far_key, own_key), (far_value, own_value) = ((states[:, :, :past], states[:, :, past:]) for states in (key, value))
-    return _attend(query, own_key, own_value, far_key, far_value, scaling), None
+    outputs = []
+    for start in range(0, tokens, SQUARE):
+        own, far = slice(past + start, past + min(start + SQUARE, tokens)), slice(past + start)
+        outputs.append(
+            _attend(
+                query[:, :, start : start + SQUARE], key[:, :, own], value[:, :, own], key[:, :, far], value[:, :, far], scaling
+            )
+        )
+    return torch.cat(outputs, dim=1), None
 
 
 def put_after(shared: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,13 +118,16 @@ def _attend(query: Tensor, own_key: Tensor, own_value: Tensor, far_key: Tensor, 
     rows, heads, tokens, width = query.shape
     key_heads, far_rows = own_key.shape[1], far_key.shape[0]
     groups = heads // key_heads
+    near, near_weight = kernel(query, repeat_kv(own_key, groups), repeat_kv(own_value, groups), is_causal=True, scale=scaling)
+    if not far_key.shape[2]:
+        first: Tensor = near.transpose(1, 2)
+        return first
     # (far rows, key heads, queries, head_dim): whatever looks at the same keys is one head's queries.
     packed = query.reshape(far_rows, rows // far_rows, key_heads, groups * tokens, width).transpose(1, 2)
     far, far_weight = kernel(packed.reshape(far_rows, key_heads, -1, width), far_key, far_value, scale=scaling)
     split = (far_rows, key_heads, rows // far_rows, groups * tokens)
     far = far.reshape(*split, width).transpose(1, 2).reshape(query.shape)
     far_weight = far_weight.reshape(split).transpose(1, 2).reshape(rows, heads, tokens)
-    near, near_weight = kernel(query, repeat_kv(own_key, groups), repeat_kv(own_value, groups), is_causal=True, scale=scaling)
     share = torch.sigmoid(near_weight - far_weight)[..., None]
     joined = torch.lerp(far.float(), near.float(), share.float()).to(query.dtype)
-    return joined.transpose(1, 2).contiguous()
+    return joined.transpose(1, 2)
