@@ -148,23 +148,25 @@ class EffectiveLength(Record, frozen=True, kw_only=True):
     """The longest length at which a model still does what a rule asks, with an interval."""
 
     rule: Annotated[RuleName, says("By which rule.")]
-    threshold: Annotated[float, says("Score that a length has to reach (for a relative rule, the share of the base score).")]
+    threshold: Annotated[float, says("Score that a length has to reach (for a relative rule, the share of the in-window score).")]
     outcome: Annotated[
         Literal["measured", "at_least", "not_measurable"],
-        says("`at_least`: the longest length that was run still passes. `not_measurable`: the model fails inside its own window."),
+        says("`at_least`: the longest measured length still passes. `not_measurable`: the model fails inside its own window."),
     ]
-    reason: Annotated[Text, says("In words, where it is not measurable.")] = ""
+    reason: Annotated[Text, says("In words, where it is not measurable; with `at_least`, why no longer length was measured.")] = ""
     tokens: Annotated[Tokens | None, says("The length. None where not measurable.")]
-    lower: Annotated[Count | None, says("95 %; 0 where it may be that no length passes.")]
-    upper: Annotated[Tokens | None, says("95 %; the longest length that was run is an end that says `or more`.")]
+    lower: Annotated[
+        Count | None, says("95 %; 0 where it may be that no length passes. None where not measurable, and with one haystack.")
+    ]
+    upper: Annotated[Tokens | None, says("95 %; the longest measured length is an end that says `or more`. None likewise.")]
 
 
 class Derived(Record, frozen=True, kw_only=True):
     """A number derived from a whole curve, with its 95 % interval."""
 
-    value: Annotated[float | None, says("None where it is not measurable.")]
-    lower: Annotated[float | None, says("95 %.")]
-    upper: Annotated[float | None, says("95 %; None for a half-length that was not reached.")]
+    value: Annotated[float | None, says("None where it is not measurable, and for a half-length that was not reached.")]
+    lower: Annotated[float | None, says("95 %; stands also for a half-length that was not reached. None with one haystack.")]
+    upper: Annotated[float | None, says("95 %; None for a half-length that may not be reached, and with one haystack.")]
     reason: Annotated[Text, says("In words, where there is no value.")] = ""
 
 
@@ -177,7 +179,7 @@ class Curve(Record, frozen=True, kw_only=True):
     half_length: Annotated[
         Derived, says("Multiple of the trained length at which half of the in-window score is left, log-interpolated.")
     ]
-    area_past: Annotated[Derived, says("Mean score over log2 of the multiple, from 1 to the longest length that was run.")]
+    area_past: Annotated[Derived, says("Mean score over log2 of the multiple, from 1 to the longest measured length.")]
 
 
 class Task(Record, frozen=True, kw_only=True):
