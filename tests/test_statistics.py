@@ -1,14 +1,17 @@
-"""Intervals and tests, against their formulas written out."""
+"""Intervals and tests, against their formulas written out and against scipy's."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest, ttest_1samp
 
-from harness_ext.results.statistics import holm, mcnemar, wilson
+from harness_ext.results.statistics import flip_signs, holm, mcnemar, t_interval, wilson
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 p_values = st.lists(st.floats(0, 1), max_size=12)
@@ -21,6 +24,19 @@ def test_wilsons_interval_is_where_the_score_test_does_not_reject(count: tuple[i
     share, z = successes / n, 1.959963984540054
     for end in wilson(successes, n):
         assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), abs=1e-6)
+
+
+@given(counts, st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilsons_interval_is_scipys(count: tuple[int, int], confidence: float) -> None:
+    expected = binomtest(*count).proportion_ci(confidence_level=confidence, method="wilson")
+    assert wilson(*count, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_intervals_of_a_million_cells_take_seconds() -> None:
+    started = time.perf_counter()
+    for successes in range(100_000):
+        wilson(successes % 101, 100)
+    assert time.perf_counter() - started < 1
 
 
 @given(counts)
@@ -37,9 +53,28 @@ def test_the_published_example_of_wilsons_interval() -> None:
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
-def test_no_answers_have_no_share() -> None:
+@given(counts)
+def test_wilsons_interval_ends_at_0_or_1_exactly_where_none_or_all_are_right(count: tuple[int, int]) -> None:
+    successes, n = count
+    low, high = wilson(successes, n)
+    assert (low == 0) == (successes == 0)
+    assert (high == 1) == (successes == n)
+
+
+@pytest.mark.parametrize("count", [(0, 0), (2, 1), (-1, 3)])
+def test_what_is_no_share_has_no_interval(count: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="n must be"):
-        wilson(0, 0)
+        wilson(*count)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30).filter(lambda values: max(values) - min(values) > 1e-3))
+def test_the_interval_of_a_mean_is_scipys(values: list[float]) -> None:
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert t_interval(values) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_one_value_has_no_spread_and_no_interval() -> None:
+    assert t_interval([3.0]) is None
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -58,6 +93,19 @@ def test_mcnemars_p_is_symmetric_and_falls_as_one_side_gains(first: int, second:
 
 def test_without_a_discordant_prompt_p_is_one() -> None:
     assert mcnemar(0, 0) == 1.0
+
+
+@given(st.lists(st.integers(-6, 6), max_size=9))
+def test_the_test_of_haystacks_is_the_share_of_all_signs_that_are_as_far_from_zero(differences: list[int]) -> None:
+    """A readable twin: every choice of signs, one by one."""
+    sums = [abs(sum(map(int.__mul__, signs, differences))) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    expected = sum(one >= abs(sum(differences)) for one in sums) / len(sums)
+    assert flip_signs(differences) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_test_of_haystacks_is_mcnemars_where_each_has_one_discordant_prompt(first: int, second: int) -> None:
+    assert flip_signs([1] * first + [-1] * second + [0]) == pytest.approx(mcnemar(first, second), abs=1e-12)
 
 
 @given(p_values)
