@@ -32,6 +32,8 @@ MAX_FILE = 2**26
 """Bytes of a file."""
 MAX_FILES = 100_000
 """Files of a folder."""
+MAX_PROBLEMS = 100
+"""Bad lines of a file, after which it is no file of records."""
 MAX_DEPTH = 16
 """Objects and lists inside one another, in what a record leaves free."""
 FOLDER = re.compile(r"[A-Za-z0-9._+-]+__[A-Za-z0-9._+-]+")
@@ -218,6 +220,9 @@ def _read_records(lines: Iterable[bytes], name: str, problems: list[Problem]) ->
     with jsonlines.Reader(lines, loads=decode_record) as reader:
         while True:
             number += 1
+            if len(problems) >= MAX_PROBLEMS:
+                problems.append(Problem(file=name, line=number, message=f"{MAX_PROBLEMS} bad lines; the rest was not read"))
+                break
             try:
                 record: Any = reader.read()
             except EOFError:
