@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext._bridge import tasks_dir
 from harness_ext.errors import ComparisonError, HarnessExtError
 from harness_ext.publishing import publish, publish_arguments, validate, validate_arguments
+from harness_ext.showing import leaderboard, leaderboard_arguments
 
 if TYPE_CHECKING:
     from harness_ext.compare import Asked
@@ -211,6 +212,7 @@ COMMANDS = (
     ("compare", compare, compare_arguments),
     ("doctor", doctor, no_arguments),
     ("inspect", inspect, inspect_arguments),
+    ("leaderboard", leaderboard, leaderboard_arguments),
     ("plan", plan, plan_arguments),
     ("publish", publish, publish_arguments),
     ("tasks-dir", print_tasks_dir, no_arguments),

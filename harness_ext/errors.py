@@ -43,3 +43,7 @@ class PublishError(HarnessExtError):
 
 class RecordError(HarnessExtError):
     """Published records cannot be read, or do not say what their own prompts say."""
+
+
+class ReportError(HarnessExtError):
+    """A page or a figure cannot be made of what was given."""

@@ -1,0 +1,383 @@
+"""Published runs → a static site: one row a model and override, and what a row is made of, each in a script that the page asks for.
+
+A page opened from disk may not `fetch`; scripts it may load. So data is written as scripts that hand it to `register` in page.js. What
+stands in records reaches the page as data alone: as JSON inside a JavaScript string here, as text there.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness_ext.errors import ReportError
+from harness_ext.results import figures
+from harness_ext.results.records import Cell, Curve, PublishedRun, Run, ScoreDetails, Task
+from harness_ext.results.store import Problem, list_files, read_file, to_bytes
+
+SITE = importlib.resources.files("harness_ext.results") / "site"
+RULES = {
+    "nolima": "NoLiMa: at least 85 % of its own short score",
+    "ruler_llama2_chat": "RULER: above 85.6 %",
+    "ruler_llama2_base": "RULER, base models: above 79.4 %",
+    "yarn": "YaRN: at least 80 %",
+    "k_max": "k_max: at least 20 % at every length up to it",
+}
+"""Rule → as the page calls it; the first is the headline."""
+COLUMNS = 8
+"""Multiples that get a column of their own; the others stand in the curve and where a row is opened."""
+KEY = 16
+"""Digits of a run's `evaluation_id` that tell it apart on the page."""
+SHARE = 64
+"""Files that are given to a process at a time."""
+Row = dict[str, Any]
+
+
+# ---------------------------------------------------------------------- what a figure is drawn from
+
+
+def list_points(task: Task) -> list[Row]:
+    """A row a length, for the curve."""
+    return [
+        {"length": p.length, "multiple": p.multiple, **_say_score(p.score_details), "outcome": p.outcome, "reason": p.reason}
+        for p in task.curve.points
+    ]
+
+
+def list_controls(task: Task) -> list[Row]:
+    """A row a control and length, to stand beside the curve."""
+    multiples = {point.length: point.multiple for point in task.curve.points}
+    return [
+        {
+            "control": figures.CONTROLS[control.control],
+            "length": control.length,
+            "multiple": multiples.get(control.length) if control.length else None,
+            **_say_score(control.score_details),
+        }
+        for control in task.curve.controls
+    ]
+
+
+def list_cells(cells: Iterable[Cell]) -> list[Row]:
+    """A row a length and depth, for the heat map; none where the task has no depths."""
+    return [
+        {"length": c.length, "multiple": c.multiple, "depth": c.depth, **_say_score(c.score_details), "outcome": c.outcome}
+        for c in cells
+        if c.depth is not None and c.control is None
+    ]
+
+
+def name_override(run: Run) -> str:
+    """`none`, or the method and how far it was to reach."""
+    factor = run.override.factor
+    return run.override.method if factor is None else f"{run.override.method} ×{factor:.3g}"
+
+
+def name_run(run: Run) -> str:
+    """As figures call it."""
+    return f"{run.model_info.id} · {name_override(run)}"
+
+
+def _say_score(details: ScoreDetails | None) -> Row:
+    if details is None:
+        return {"score": None, "low": None, "high": None, "n": 0}
+    interval = details.uncertainty.confidence_interval
+    return {
+        "score": details.score,
+        "low": interval.lower if interval else None,
+        "high": interval.upper if interval else None,
+        "n": details.uncertainty.num_samples,
+    }
+
+
+def _to_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+# ---------------------------------------------------------------------- what a row is opened to
+
+
+def detail_run(published: PublishedRun) -> Row:
+    """A run with all its figures."""
+    run = published.run
+    cells: dict[str, list[Cell]] = {task.evaluation_name: [] for task in run.tasks}
+    for cell in published.cells:
+        if cell.evaluation_name in cells:
+            cells[cell.evaluation_name].append(cell)
+    return {
+        "label": name_run(run),
+        "run": {name: getattr(run, name) for name in run.__struct_fields__ if name != "tasks"},
+        "tasks": {task.evaluation_name: _detail_task(task, cells[task.evaluation_name]) for task in run.tasks},
+    }
+
+
+def _detail_task(task: Task, cells: Iterable[Cell]) -> Row:
+    curve = task.curve
+    return {
+        "metric": task.metric,
+        "version": task.version,
+        "samples": task.samples,
+        "seed": task.seed,
+        "output_type": task.output_type,
+        "prompts_fingerprint": task.prompts_fingerprint,
+        "effective_lengths": curve.effective_lengths,
+        "half_length": curve.half_length,
+        "area_past": curve.area_past,
+        "points": _to_columns(list_points(task)),
+        "controls": _to_columns(list_controls(task)),
+        "cells": _to_columns(list_cells(cells)),
+    }
+
+
+# ---------------------------------------------------------------------- the rows
+
+
+@dataclass(slots=True)
+class Entry:
+    """A row: a model under an override, with its newest run of each task."""
+
+    run: Run
+    """Its newest."""
+    tasks: dict[str, tuple[str, str, Curve]] = field(default_factory=dict)
+    """Task → when it was run, the key of the run, and its curve."""
+
+
+@dataclass(slots=True)
+class Board:
+    """The rows of all runs so far."""
+
+    entries: dict[tuple[Any, ...], Entry] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Task → `exact` or `loss`."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """Key, the beginning of a run's `evaluation_id` or all of it → `evaluation_id`."""
+    dates: dict[str, str] = field(default_factory=dict)
+    """Run → when it was run."""
+
+    def add(self, run: Run) -> str | None:
+        """Takes a run in and returns its key; None where the same run is there already, and newer."""
+        date, name = run.evaluation_timestamp, run.evaluation_id
+        if date < self.dates.get(name, ""):
+            return None
+        self.dates[name] = date
+        key = name[:KEY] if self.keys.setdefault(name[:KEY], name) == name else name
+        self.keys[key] = name
+        entry = self.entries.setdefault(identify_row(run), Entry(run))
+        if date >= entry.run.evaluation_timestamp:
+            entry.run = run
+        for task in run.tasks:
+            metric = self.metrics.setdefault(task.evaluation_name, task.metric)
+            if task.metric == metric and date >= entry.tasks.get(task.evaluation_name, ("",))[0]:
+                entry.tasks[task.evaluation_name] = (date, key, task.curve)
+        return key
+
+    def list_shown(self) -> set[str]:
+        """The keys of runs that some row shows."""
+        return {key for entry in self.entries.values() for _, key, _ in entry.tasks.values()}
+
+
+def identify_row(run: Run) -> tuple[Any, ...]:
+    """What two runs share that are one row."""
+    model, trained = run.model_info, run.trained_length
+    return (
+        *(model.id, model.revision, model.weights_fingerprint, model.dtype, model.inference_platform),
+        *(run.override.fingerprint, trained.tokens if trained else None),
+    )
+
+
+def list_scripts(board: Board) -> dict[str, Any]:
+    """Key → data: `index` with what every row has, and for each task `task-0` with its scores and `task-0-<rule>` with lengths."""
+    entries = sorted(board.entries.values(), key=lambda entry: (entry.run.model_info.id, name_override(entry.run)))
+    counts = Counter(name for entry in entries for name in entry.tasks)
+    tasks = sorted(board.metrics, key=lambda name: (board.metrics[name] == "loss", -counts[name], name))
+    described = [{"name": name, "metric": board.metrics[name], "rows": counts[name]} for name in tasks]
+    scripts: dict[str, Any] = {"index": {"rules": RULES, "tasks": described, "rows": _list_models(entries)}}
+    for number, name in enumerate(tasks):
+        curves = [entry.tasks[name][2] if name in entry.tasks else None for entry in entries]
+        ids = [entry.tasks[name][1] if name in entry.tasks else None for entry in entries]
+        scripts[f"task-{number}"] = {"run": ids, **_list_scores(curves)}
+        if board.metrics[name] == "exact":
+            scripts |= {f"task-{number}-{rule}": _list_lengths(curves, rule) for rule in RULES}
+    return scripts
+
+
+def _list_models(entries: Sequence[Entry]) -> Row:
+    """A column for each thing that rows have, whatever the task; words that come often are numbers into a list of them."""
+    runs = [entry.run for entry in entries]
+    trained = [run.trained_length for run in runs]
+    return {
+        "model": [run.model_info.id for run in runs],
+        "override": _number(name_override(run) for run in runs),
+        "method": _number(run.override.method for run in runs),
+        "scheme": _number(run.model_info.position_scheme for run in runs),
+        "dtype": _number(run.model_info.dtype for run in runs),
+        "platform": _number(run.model_info.inference_platform for run in runs),
+        "parameters": [run.model_info.num_parameters for run in runs],
+        "trained": [found.tokens if found else None for found in trained],
+        "stated": [row for row, found in enumerate(trained) if found and found.source == "user"],
+    }
+
+
+def _list_scores(curves: Sequence[Curve | None]) -> Row:
+    """Every row's scores at the multiples of its grid; what has no multiple is in no grid, and in no column."""
+    points = [[point for point in curve.points if point.multiple is not None] if curve else [] for curve in curves]
+    grids = [tuple(point.multiple or 0.0 for point in row) for row in points]
+    counts = Counter(multiple for grid in grids for multiple in grid)
+    common = sorted(counts, key=lambda multiple: (-counts[multiple], not _is_octave(multiple), multiple))[:COLUMNS]
+    scores = [[round(p.score_details.score, 3) if p.score_details else p.outcome for p in row] for row in points]
+    return {"columns": sorted(common), "grid": _number(grids), "scores": scores}
+
+
+def _list_lengths(curves: Sequence[Curve | None], rule: str) -> Row:
+    found = [next((e for e in curve.effective_lengths if e.rule == rule), None) if curve else None for curve in curves]
+    return {
+        "tokens": [e.tokens if e else None for e in found],
+        "lower": [e.lower if e else None for e in found],
+        "upper": [e.upper if e else None for e in found],
+        "outcome": _number(e.outcome if e else "" for e in found),
+    }
+
+
+def _number(values: Iterable[Any]) -> Row:
+    """A column of few different values: those once, and each row's number among them."""
+    numbers: dict[Any, int] = {}
+    rows = [numbers.setdefault(value, len(numbers)) for value in values]
+    return {"values": list(numbers), "rows": rows}
+
+
+def _is_octave(multiple: float) -> bool:
+    return math.frexp(multiple)[0] == 0.5
+
+
+# ---------------------------------------------------------------------- the files
+
+
+def to_script(key: str, data: bytes, **more: str) -> str:
+    r"""JavaScript that hands JSON to the page. What stands in it can end neither the string nor, inline, the script.
+
+    >>> print(to_script("index", b'{"a":"</script>\'"}'), end="")
+    register('index', '{"a":"\\u003c/script>\'"}');
+    """
+    text = data.decode()
+    if more:
+        text = f"{text[:-1]},{json.dumps(more)[1:]}"
+    text = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"register('{key}', '{quoted}');\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What was built."""
+
+    rows: int
+    """Models and overrides."""
+    runs: int
+    """Shown."""
+    problems: tuple[Problem, ...]
+    """What could not be read, and so is not shown."""
+
+
+def build_site(results: Path, folder: Path, processes: int = 1) -> Site:
+    """Writes the site of a folder of records. What an earlier build wrote there is replaced, other files are left.
+
+    Raises ReportError where charts cannot be made, where no run can be read, and where `folder` holds data that is not a site's;
+    RecordError where `results` cannot be read.
+    """
+    require_charts()
+    problems: list[Problem] = []
+    paths = list_files(results, problems)
+    data, records = folder / "data", folder / "records"
+    if data.exists() and not (data / "index.js").is_file():
+        raise ReportError(f"{data} holds other things; name another folder with --out, or one that an earlier build wrote")
+    for own in (data, records):
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+    board = Board()
+    for path, shown, found in _read_all([(path, str(path.relative_to(results))) for path in paths], processes):
+        problems += found
+        key = board.add(shown.run) if shown else None
+        if shown is None or key is None:
+            continue
+        _write(data / f"run-{key}.js", to_script(f"run-{key}", shown.detail, records=f"records/{key}.jsonl"))
+        if shown.whole is None:
+            shutil.copyfile(path, records / f"{key}.jsonl")
+        else:
+            (records / f"{key}.jsonl").write_bytes(shown.whole)
+    if not board.entries:
+        raise ReportError(f"no run can be read in {results}; publish one first: harness-ext publish OUT --results {results}")
+    for key in board.keys.keys() - board.list_shown():
+        (data / f"run-{key}.js").unlink()
+        (records / f"{key}.jsonl").unlink()
+    for key, value in {**list_scripts(board), "charts": describe_charts()}.items():
+        _write(data / f"{key}.js", to_script(key, msgspec.json.encode(value)))
+    _write(folder / "vega.js", bundle_vega())
+    for name, page in (("page.css", "page.css"), ("page.js", "page.js"), ("index.html", "page.html")):
+        _write(folder / name, (SITE / page).read_text("utf-8"))
+    return Site(rows=len(board.entries), runs=len(board.list_shown()), problems=tuple(problems))
+
+
+def describe_charts() -> Row:
+    """What page.js draws charts from."""
+    return {"specs": figures.make_specs(), "themes": figures.THEMES}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A file, ready to be shown."""
+
+    run: Run
+    detail: bytes
+    """JSON of what a row is opened to."""
+    whole: bytes | None
+    """Its good records, where not all are; else None, and the file itself is copied."""
+
+
+Read = tuple[Path, _Shown | None, list[Problem]]
+
+
+def _read_all(jobs: Sequence[tuple[Path, str]], processes: int) -> Iterator[Read]:
+    """Each file in turn, so that no more than a few are in memory."""
+    if processes > 1 and len(jobs) > SHARE:
+        with ProcessPoolExecutor(processes) as pool:
+            yield from pool.map(_read_shown, jobs, chunksize=SHARE)
+    else:
+        yield from map(_read_shown, jobs)
+
+
+def _read_shown(job: tuple[Path, str]) -> Read:
+    path, name = job
+    file, problems = read_file(path, name)
+    if file is None:
+        return path, None, problems
+    detail = msgspec.json.encode(detail_run(file.published))
+    return path, _Shown(file.published.run, detail, to_bytes(file.published) if problems else None), problems
+
+
+def require_charts() -> None:
+    """Raises ReportError that says what to install, where charts cannot be made."""
+    missing = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ReportError(f"{missing[0]} draws the charts and is not installed: pip install 'harness_ext[report]'")
+
+
+def bundle_vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, inside a function so that its names stay its own."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed")
+    return "(() => {" + script.replace("</script", "<\\/script").replace("<!--", "<\\!--") + "})();\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
