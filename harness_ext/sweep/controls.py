@@ -92,7 +92,10 @@ def build(prompts: Prompts, cell: Cell, trained: int) -> tuple[Document, Fitted,
     said = _describe(facts, fitted.depths[document.target])
     if cell.control != "cropped":
         return document, fitted, said
-    cropped = crop(document, fitted, trained, prompts.frame)
+    try:
+        cropped = crop(document, fitted, trained, prompts.frame)
+    except LengthError as error:
+        raise LengthError(f"{prompts.spec.task}: {error}") from None
     asked = [needle for needle, (key, _) in zip(document.needles, facts.pairs, strict=True) if key in facts.asked]
     return document, cropped, {**said, "needle_kept": all(needle in cropped.body for needle in asked)}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,8 @@ class SweepTask(HostTask):
         self._lengths: list[Length] = []
         self._docs: list[Doc] = []
         self._own = 0
+        self._around: dict[str, Any] = {}
+        """What stands around every prompt, where something can: whether the chat template does, and the system message."""
         self._unmeasured: dict[int, Unmeasured] = {}
 
     @property
@@ -173,12 +176,19 @@ class SweepTask(HostTask):
         return f"@{number:>8}" + (f" {multiple}" if multiple else "")
 
     def dump_config(self) -> dict[str, Any]:
-        """The task as it ran, for lm_eval's results file: what was asked, what was planned, what was left out and why."""
+        """The task as it ran, for lm_eval's results file: what was asked, what was planned, what was left out and why.
+
+        With the model's tokenizer it repeats the prompts: a task of these fields, with `haystack_source` for its `haystack`, and of
+        the `lengths` that were planned to run, has prompts of the same fingerprints.
+        """
         trained = self._view.trained_length
         return {
             **super().dump_config(),
             **dataclasses.asdict(self.spec),
             "haystack": self.haystack.name,
+            "haystack_source": self.spec.haystack,
+            "haystack_sha256": self.haystack.source and hashlib.sha256(self.haystack.source.encode()).hexdigest(),
+            **self._around,
             "trained_length": trained and {"tokens": trained.tokens, "source": trained.source},
             "lengths": [
                 {"length": length.tokens, "multiple": length.multiple, "outcome": length.outcome, "reason": length.reason}

@@ -96,6 +96,7 @@ class ExtrapolateTask(SweepTask):
     ) -> None:
         """Builds this process's prompts. lm_eval's own request cache is left aside: its key knows no lengths."""
         template = chat_template if apply_chat_template else None
+        self._around = {"chat_template": template is not None, "system_instruction": system_instruction}
         prompts = self._prompts(self._view, template, system_instruction)
         self.leave_out_too_short(prompts.count_bare())
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
