@@ -231,8 +231,23 @@ def print_points(replicates: int) -> None:
         )
 
 
+def print_scores(replicates: int) -> None:
+    """Table 2: coverage of our interval by true score, ten haystacks."""
+    rng = np.random.default_rng(4)
+    print("| true score | " + " | ".join(f"{correlation:g}" for correlation in CORRELATIONS) + " |")
+    print("|---:|" + "---:|" * len(CORRELATIONS))
+    for score in (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98):
+        truths = np.full(replicates, score)
+        found = [draw_alike(rng, truths, 10, DEPTHS, correlation) for correlation in CORRELATIONS]
+        print(
+            f"| {score:g} | "
+            + " | ".join(f"{100 * count_covered(list_intervals(one), truths.tolist()):.1f}" for one in found)
+            + " |"
+        )
+
+
 def print_curves(curves: int) -> None:
-    """Table 2: coverage of a curve's figures, and in brackets the mean error (lengths in doublings)."""
+    """Table 3: coverage of a curve's figures, and in brackets the mean error (lengths in doublings)."""
     rng = np.random.default_rng(2)
     figures = ["point", "point outside 0.02 to 0.98", "area past", "half-length", *(rule.name for rule in RULES)]
     print("| haystacks | spread | " + " | ".join(figures) + " |")
@@ -248,7 +263,7 @@ def print_curves(curves: int) -> None:
 
 
 def print_pairs(pairs: int) -> None:
-    """Table 3: false alarms at 5 %."""
+    """Table 4: false alarms at 5 %."""
     rng = np.random.default_rng(3)
     print("| haystacks | spread | McNemar, prompts independent | signs of haystacks |\n|---:|---:|---:|---:|")
     for haystacks, spread in itertools.product(HAYSTACKS, (0.0, 1.0, 2.0)):
@@ -261,6 +276,8 @@ def main() -> None:
     parser.add_argument("--curves", type=int, default=2000, help="curves a row")
     options = parser.parse_args()
     print_points(options.curves)
+    print()
+    print_scores(options.curves)
     print()
     print_curves(options.curves)
     print()
