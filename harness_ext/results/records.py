@@ -57,7 +57,7 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
 # ---------------------------------------------------------------------- a cell
 
 
-class ConfidenceInterval(Record, frozen=True, kw_only=True):
+class ConfidenceInterval(Record, frozen=True, kw_only=True, gc=False):
     """An interval of a score."""
 
     lower: Annotated[float, says("Lower end, in the score's unit.")]
@@ -80,7 +80,7 @@ class ScoreDetails(Record, frozen=True, kw_only=True):
     uncertainty: Annotated[Uncertainty, says("Of the score.")]
 
 
-class Prompt(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Prompt(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """One prompt of a cell, written as an array to keep files small."""
 
     sample: Annotated[
