@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext._bridge import tasks_dir
 from harness_ext.errors import ComparisonError, HarnessExtError
-from harness_ext.publishing import publish, publish_arguments, validate, validate_arguments
-from harness_ext.showing import leaderboard, leaderboard_arguments
+from harness_ext.publishing import export, export_arguments, publish, publish_arguments, validate, validate_arguments
+from harness_ext.showing import leaderboard, leaderboard_arguments, report, report_arguments
 
 if TYPE_CHECKING:
     from harness_ext.compare import Asked
@@ -211,10 +211,12 @@ def _batch_size(text: str) -> int | str:
 COMMANDS = (
     ("compare", compare, compare_arguments),
     ("doctor", doctor, no_arguments),
+    ("export", export, export_arguments),
     ("inspect", inspect, inspect_arguments),
     ("leaderboard", leaderboard, leaderboard_arguments),
     ("plan", plan, plan_arguments),
     ("publish", publish, publish_arguments),
+    ("report", report, report_arguments),
     ("tasks-dir", print_tasks_dir, no_arguments),
     ("validate", validate, validate_arguments),
 )

@@ -42,7 +42,7 @@ def _theme(ink: str, muted: str, grid: str, past: str, colours: Sequence[str]) -
             "view": {"stroke": None},
             "axis": {**text, "gridColor": grid, "domainColor": muted, "tickColor": muted, "titlePadding": 8, "tickSize": 4},
             "legend": {**text, "labelColor": ink, "labelLimit": 280, "rowPadding": 3, "columnPadding": 16, "layout": BELOW},
-            "title": {"color": ink, "subtitleColor": muted, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+            "title": {"color": ink, "subtitleColor": muted, "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 14},
             "range": {"category": list(colours)},
         },
     }
@@ -110,7 +110,7 @@ def draw_curve(metric: str, field: str, controls: bool = False) -> Spec:
     points = alt.Chart(alt.NamedData("points")).transform_calculate(interval=INTERVAL[metric])
     measured = points.transform_filter("isValid(datum.score)")
     missing = points.transform_filter("!isValid(datum.score)")
-    one = alt.InlineData(values=[{}])
+    one = alt.SequenceGenerator(alt.SequenceParams(start=0, stop=1))
     layers: list[Any] = []
     if multiples:
         layers += [

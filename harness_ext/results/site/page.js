@@ -120,7 +120,7 @@
     if (!unit) return { text: "·", kind: "none", label: "trained length unknown" };
     const [tokens, lower, upper] = [lengths.tokens[row], lengths.lower[row], lengths.upper[row]].map((t) => t === null ? null : t / unit);
     const more = outcome === "at_least";
-    const interval = `${lower === null ? "?" : lower ? format(lower) : "none"} to ${upper === null ? "?" : format(upper)}${more ? " or more" : ""}`;
+    const interval = upper === null ? "no interval" : `${lower ? format(lower) : "none"} to ${format(upper)}${more ? " or more" : ""}`;
     return { node: document.createTextNode((more ? "≥ " : "") + format(tokens)), below: interval };
   }
 
@@ -329,7 +329,8 @@
   }
 
   function interval(low, high, format) {
-    return low === null && high === null ? "none" : `${low === null ? "?" : format(low)} to ${high === null ? "not reached" : format(high)}`;
+    if (low === null) return "no interval";
+    return high === null ? `${format(low)} or more` : `${format(low)} to ${format(high)}`;
   }
 
   function numbers(task) {
@@ -349,10 +350,11 @@
   function reaches(task) {
     const rows = task.effective_lengths.map((found) => [index.rules[found.rule] ?? found.rule,
       found.tokens === null ? "not measurable" : `${found.outcome === "at_least" ? "≥ " : ""}${whole(found.tokens)}`,
-      found.tokens === null ? found.reason : interval(found.lower, found.upper, (tokens) => tokens ? whole(tokens) : "none") + (found.outcome === "at_least" ? " or more" : "")]);
+      found.tokens === null ? found.reason : interval(found.lower, found.upper, (tokens) => tokens ? whole(tokens) : "none") + (found.outcome === "at_least" && found.upper !== null ? " or more" : "")]);
     const derived = [["Half of the in-window score is left at", task.half_length, times], ["Mean score past the trained length (over log₂)", task.area_past, percent]];
     for (const [name, value, format] of derived) {
-      rows.push([name, value.value === null ? "none" : format(value.value), value.value === null ? value.reason : interval(value.lower, value.upper, format)]);
+      rows.push([name, value.value === null ? value.lower === null ? "not measurable" : "not reached" : format(value.value),
+        value.value === null && value.lower === null ? value.reason : interval(value.lower, value.upper, format)]);
     }
     return table("Effective length, by every rule", ["rule", "tokens", "95 %"], rows);
   }
@@ -423,7 +425,7 @@
   }
 
   function drawTray() {
-    $("tray").hidden = board.picked.size === 0;
+    $("tray").hidden = board.picked.size === 0 || Boolean(index.report);
     $("picked").textContent = `${board.picked.size} ${board.picked.size === 1 ? "run" : "runs"} picked`;
     if (!$("compared").hidden) board.picked.size ? drawOverlay() : closeOverlay();
     remember();
@@ -515,7 +517,19 @@
     for (const run of (hash.get("runs") ?? "").split(",")) {
       if (known.has(run)) board.picked.set(run, index.rows.model[known.get(run)]);
     }
-    if (board.picked.size) { drawTray(); drawRows(); drawOverlay(); }
+    if (index.report) await startReport();
+    else if (board.picked.size) { drawTray(); drawRows(); drawOverlay(); }
+  }
+
+  /** A report shows its runs at once: one opened, several beside each other. */
+  async function startReport() {
+    const runs = scores.run.map((run, row) => [run, index.rows.model[row]]).filter(([run]) => run !== null);
+    for (const id of ["query", "scheme", "method", "size"]) $(id).closest("label").hidden = runs.length <= MOST;
+    if (runs.length === 1) return toggleRow(runs[0][0], document.querySelector("[data-open]"));
+    for (const [run, model] of runs.slice(0, MOST)) board.picked.set(run, model);
+    drawTray();
+    drawRows();
+    await drawOverlay();
   }
 
   function chooseTheme(theme) {

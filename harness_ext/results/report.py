@@ -1,0 +1,123 @@
+"""Runs → a report: the page with its data inside as one file, and each of its figures as PNG and SVG."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from harness_ext.errors import ReportError
+from harness_ext.results import figures, leaderboard
+from harness_ext.results.leaderboard import SITE, Board, Row, list_cells, list_controls, list_points, name_run, to_script
+from harness_ext.results.records import PublishedRun
+
+WIDTHS = {"curve": 560, "depths": 420}
+"""Kind of figure → pixels of its plot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """A run to be shown."""
+
+    published: PublishedRun
+    """Its records."""
+    source: str
+    """Where they were read."""
+
+
+def write_report(runs: Sequence[Shown], folder: Path) -> list[Path]:
+    """Writes `report.html` and the figures, and returns their files.
+
+    Raises ReportError where charts cannot be made or files not written.
+    """
+    import vl_convert
+
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, spec in draw_figures(runs):
+            svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+            svg.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
+            png.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+            written += [svg, png]
+        page = folder / "report.html"
+        page.write_text(make_page(runs), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ReportError(f"{folder} cannot be written: {error.strerror or error}; name another with --out") from None
+    return [page, *written]
+
+
+def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
+    """File name and specification of each figure: a curve a task, all runs in it, and a heat map a task and run."""
+    specs = figures.make_specs()
+    for name in dict.fromkeys(task.evaluation_name for shown in runs for task in shown.published.run.tasks):
+        having = [(shown.published, task) for shown in runs for task in shown.published.run.tasks if task.evaluation_name == name]
+        points: list[Row] = [{**point, "series": name_run(run.run)} for run, task in having for point in list_points(task)]
+        field = "multiple" if all(point["multiple"] is not None for point in points) else "length"
+        controls = list_controls(having[0][1]) if len(having) == 1 else []
+        data = {"points": points, "controls": controls} if controls else {"points": points}
+        kind = "controls" if controls else having[0][1].metric
+        yield _safe(name), _paint(specs[f"{kind}-{field}"], WIDTHS["curve"], name, **data)
+        for number, (run, _) in enumerate(having, 1):
+            cells = list_cells(cell for cell in run.cells if cell.evaluation_name == name)
+            if cells:
+                title = f"{name}: {name_run(run.run)}"
+                file = f"{_safe(name)}-depths" + (f"-{number}" if len(having) > 1 else "")
+                yield file, _paint(specs["heat"], WIDTHS["depths"], title, cells=cells)
+
+
+def make_page(runs: Sequence[Shown]) -> str:
+    """The page as one file, which needs no other and may load none."""
+    board = Board()
+    scripts = []
+    for shown in runs:
+        if key := board.add(shown.published.run):
+            detail = msgspec.json.encode(leaderboard.detail_run(shown.published))
+            scripts.append(to_script(f"run-{key}", detail, records=shown.source))
+    found = leaderboard.list_scripts(board)
+    found["index"]["report"] = True
+    found["charts"] = leaderboard.describe_charts()
+    scripts += [to_script(key, msgspec.json.encode(value)) for key, value in found.items()]
+    own = [(SITE / "page.js").read_text("utf-8"), _keep_inside(leaderboard.bundle_vega()), "".join(scripts)]
+    style, page = (SITE / "page.css").read_text("utf-8"), (SITE / "page.html").read_text("utf-8")
+    sources = " ".join(_hash(script) for script in own)
+    for old, new in (
+        ("script-src 'self' file:", f"script-src {sources}"),
+        ("style-src 'self' file:", f"style-src {_hash(style)}"),
+        ('<link rel="stylesheet" href="page.css">', f"<style>{style}</style>"),
+        ('<script src="page.js" defer></script>', "".join(f"<script>{script}</script>" for script in own)),
+    ):
+        if page.count(old) != 1:
+            raise AssertionError(f"page.html holds {old!r} {page.count(old)} times")
+        page = page.replace(old, new)
+    return page
+
+
+def _paint(spec: figures.Spec, width: int, title: str, **data: Sequence[Row]) -> figures.Spec:
+    """A figure that stands alone, on white."""
+    painted = figures.fill(spec, "light", width, title, **data)
+    return {**painted, "background": "white", "padding": 12}
+
+
+def _keep_inside(script: str) -> str:
+    """The script without what would end it inside a page; in its strings the same is meant."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(text: str) -> str:
+    """As a content security policy names what it lets run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _safe(name: str) -> str:
+    """A task's name as a file's.
+
+    >>> _safe("../passkey extrapolate")
+    'passkey-extrapolate'
+    """
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:100] or "task"
