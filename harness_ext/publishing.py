@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import PublishError
+from harness_ext.errors import PublishError, RecordError
 from harness_ext.sweep.scoring import score_copy, score_retrieval
 from harness_ext.sweep.values import parse_kind
 
@@ -108,3 +108,43 @@ def validate(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"{options.results}: {found.runs} runs, {found.cells} cells, {len(found.problems)} problems, {len(found.notes)} notes")
     return 1 if found.problems else 0
+
+
+def export_arguments(command: argparse.ArgumentParser) -> None:
+    """What `export` takes."""
+    command.add_argument("results", type=Path, metavar="FOLDER_OR_FILE", help="records, as publish --results wrote them")
+    command.add_argument(
+        "--format", choices=("eee", "eval_results"), required=True, help="every_eval_ever 0.3.0, or a model page's .eval_results"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="write there")
+    command.add_argument("--dataset", metavar="ORG/NAME", help="for eval_results: the benchmark on the hub that has these tasks")
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write published records in the formats of others; of a run that was made again, the newest."""
+    from harness_ext.results import audit, store
+    from harness_ext.results.export import to_eval_results, to_every_eval_ever
+
+    if options.format == "eval_results" and not options.dataset:
+        raise PublishError("eval_results names a benchmark on the hub that the scores belong to: --dataset ORG/NAME")
+    problems: list[store.Problem] = []
+    paths = store.list_files(options.results, problems) if options.results.is_dir() else [options.results]
+    newest: dict[str, tuple[str, Path]] = {}
+    for path in paths:
+        file, found = store.read_file(path, f"{path.parent.name}/{path.name}")
+        found += audit.audit_file(file) if file else ()
+        problems += found
+        if file and not found:
+            run = file.published.run
+            newest[run.evaluation_id] = max(newest.get(run.evaluation_id, ("", path)), (run.evaluation_timestamp, path))
+    for _, path in newest.values():
+        file, _ = store.read_file(path, path.name)
+        if file is None:
+            raise RecordError(f"{path} was good, and cannot be read any more; export again")
+        made = to_every_eval_ever(file.published) if options.format == "eee" else [to_eval_results(file.published, options.dataset)]
+        for one in made:
+            store.write_file(options.out / one.path, one.content)
+    for problem in problems[:SHOWN]:
+        print(problem, file=sys.stderr)
+    print(f"{options.out}: {len(newest)} runs exported, {len(problems)} problems")
+    return 1 if problems else 0

@@ -54,7 +54,7 @@ def make_corpus(folder: Path) -> list[PublishedRun]:
         model = msgspec.structs.replace(
             good.run.model_info,
             id=f"lab{number}/tiny",
-            developer=text,
+            developer=f"lab{number}",
             name=text,
             revision=text,
             dtype=text,
@@ -198,8 +198,16 @@ BROKEN: dict[str, tuple[Callable[[Lines], Any], int | None, str]] = {
     "a length of nothing": (put(CELL, "length", value=0), 2, "Expected `int` >= 1"),
     "an outcome of its own": (put(CELL, "outcome", value="great"), 2, "Invalid enum value 'great'"),
     "a verdict of its own": (put(CELL, "prompts", 0, 1, value="great"), 2, "Invalid enum value 'great'"),
-    "a prompt too short": (edit(CELL, lambda cell: cell["prompts"][0].pop()), 2, "Expected `array` of at (least length|most length) 6"),
-    "a prompt too long": (edit(CELL, lambda cell: cell["prompts"][0].append(1)), 2, "Expected `array` of at (least length|most length) 6"),
+    "a prompt too short": (
+        edit(CELL, lambda cell: cell["prompts"][0].pop()),
+        2,
+        "Expected `array` of at (least length|most length) 6",
+    ),
+    "a prompt too long": (
+        edit(CELL, lambda cell: cell["prompts"][0].append(1)),
+        2,
+        "Expected `array` of at (least length|most length) 6",
+    ),
     "an id that is a path": (put(1, "evaluation_id", value="../../../etc/passwd"), 1, "matching regex"),
     "a model that is a path": (put(1, "model_info", "id", value="../../etc"), 1, "matching regex"),
     "a model that is an address": (put(1, "model_info", "id", value="https://example.com/x"), 1, "matching regex"),
@@ -252,10 +260,14 @@ BROKEN: dict[str, tuple[Callable[[Lines], Any], int | None, str]] = {
     "more right answers than there are": (
         put(CELL, "successes", value=2),
         2,
-        "successes: found 2; computed from the prompts, it is 3",
+        "successes: found 2; computed from the rest of the file, it is 3",
     ),
-    "a better score": (put(7, "score_details", "score", value=1.0), 7, "score_details.score: found 1.0; computed from the prompts, it is 0.66"),
-    "a count of its own": (put(CELL, "n", value=100), 2, "n: found 100; computed from the prompts, it is 3"),
+    "a better score": (
+        put(7, "score_details", "score", value=1.0),
+        7,
+        "score_details.score: found 1.0; computed from the rest of the file, it is 0.66",
+    ),
+    "a count of its own": (put(CELL, "n", value=100), 2, "n: found 100; computed from the rest of the file, it is 3"),
     "a narrower interval": (
         put(CELL, "score_details", "uncertainty", "confidence_interval", "lower", value=0.99),
         2,
@@ -263,7 +275,7 @@ BROKEN: dict[str, tuple[Callable[[Lines], Any], int | None, str]] = {
     ),
     "kinds of miss that are none": (put(CELL, "misses", value={"<script>": 3}), 2, "misses"),
     "another mean": (put(CELL, "mean_log_likelihood", value=-0.0001), 2, "mean_log_likelihood: found -0.0001"),
-    "another multiple": (put(CELL, "multiple", value=8.0), 2, "multiple: found 8.0; computed from the prompts, it is 0.5"),
+    "another multiple": (put(CELL, "multiple", value=8.0), 2, "multiple: found 8.0; computed from the rest of the file, it is 0.5"),
     "a score of what was not measured": (
         put(8, "score_details", value={"score": 1.0, "uncertainty": {"confidence_interval": None, "num_samples": 3}}),
         8,
@@ -298,6 +310,7 @@ BROKEN: dict[str, tuple[Callable[[Lines], Any], int | None, str]] = {
         "effective_lengths",
     ),
     "another model's weights": (put(1, "model_info", "weights_fingerprint", value="cd" * 32), 1, "evaluation_id: found"),
+    "another developer": (put(1, "model_info", "developer", value="openlab"), 1, "model_info.developer: found .openlab."),
     "another override": (put(1, "override", "method", value="magic"), 1, "override.fingerprint: found"),
     "a shorter trained length": (put(1, "trained_length", "tokens", value=64), 1, "64 .* and the config says 256"),
     "a run that is to come": (put(1, "evaluation_timestamp", value="2999-01-01T00:00:00Z"), 1, "which is to come"),

@@ -500,7 +500,7 @@ def test_a_record_that_was_changed_after_it_was_published_is_found_by_line(out: 
     path.write_text("\n".join([*lines[:-1], json.dumps(cell)]) + "\n")
     found = [str(problem) for problem in audit.audit_folder(tmp_path).problems]
     assert any(re.search(r"does not hold the hash of what is in it", problem) for problem in found)
-    assert any(re.search(r"line 13: successes: found 4; computed from the prompts, it is 0", problem) for problem in found)
+    assert any(re.search(r"line 13: successes: found 4; computed from the rest of the file, it is 0", problem) for problem in found)
 
 
 def test_ten_thousand_files_are_validated_in_minutes(out: Path, tmp_path: Path) -> None:

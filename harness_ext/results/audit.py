@@ -17,7 +17,17 @@ import msgspec
 from harness_ext.results.aggregate import make_cell, make_curve
 from harness_ext.results.identity import hash_prompts, identify_cell, identify_override, identify_run
 from harness_ext.results.records import Cell, PublishedRun, Run, Task
-from harness_ext.results.store import FILE, MAX_PROBLEMS, Problem, RecordFile, decode_record, list_files, name_file, read_file, to_bytes
+from harness_ext.results.store import (
+    FILE,
+    MAX_PROBLEMS,
+    Problem,
+    RecordFile,
+    decode_record,
+    list_files,
+    name_file,
+    read_file,
+    to_bytes,
+)
 
 TOLERANCE = 1e-9
 """Relative: what sums may differ by between processors."""
@@ -137,6 +147,8 @@ def _audit_path(job: tuple[Path, str]) -> _Summary:
 def _audit_run(run: Run) -> Iterator[str]:
     yield from _compare("override.fingerprint", run.override.fingerprint, identify_override(run.override))
     yield from _compare("evaluation_id", run.evaluation_id, identify_run(run))
+    developer, slash, _ = run.model_info.id.partition("/")
+    yield from _compare("model_info.developer", run.model_info.developer, developer if slash else "")
     names = [task.evaluation_name for task in run.tasks]
     if names != sorted(set(names)):
         yield f"tasks: found {', '.join(names)}; expected each once, by name"
@@ -220,7 +232,7 @@ def _compare(where: str, found: Any, expected: Any) -> Iterator[str]:
     else:
         same: Callable[[Any, Any], bool] = _is_close if isinstance(found, float) and isinstance(expected, float) else _is_same
         if not same(found, expected):
-            yield f"{where}: found {_show(found)}; computed from the prompts, it is {_show(expected)}"
+            yield f"{where}: found {_show(found)}; computed from the rest of the file, it is {_show(expected)}"
         return
     for step in steps:
         for difference in _compare(*step):

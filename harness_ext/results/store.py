@@ -85,7 +85,7 @@ def name_file(run: Run, digest: str) -> str:
     """Where the file of a run, of this SHA-256, stands below the folder of all."""
     developer = run.model_info.developer or "local"
     name = run.model_info.id.rpartition("/")[2]
-    return f"{_safe(developer)}__{_safe(name)}/{_safe(run.override.method)}-{digest[:16]}.jsonl"
+    return f"{safe_name(developer)}__{safe_name(name)}/{safe_name(run.override.method)}-{digest[:16]}.jsonl"
 
 
 def write_run(folder: Path, published: PublishedRun) -> tuple[Path, bool]:
@@ -95,17 +95,22 @@ def write_run(folder: Path, published: PublishedRun) -> tuple[Path, bool]:
     """
     content = to_bytes(published)
     target = folder / name_file(published.run, hashlib.sha256(content).hexdigest())
+    return target, write_file(target, content)
+
+
+def write_file(target: Path, content: bytes) -> bool:
+    """Whether the file is new: it is there as a whole or not at all. Raises PublishError where it cannot be written."""
     try:
         if target.is_file() and not target.is_symlink() and target.read_bytes() == content:
-            return target, False
+            return False
         _make_folders(target.parent)
         _write_whole(target, content)
     except OSError as error:
         raise PublishError(
             f"{target} could not be written: {error.strerror or error}; nothing was changed there. Make room or choose another folder, "
-            "and publish again: what is there already stays as it is"
+            "and do it again: what is there already stays as it is"
         ) from None
-    return target, True
+    return True
 
 
 def read_results(folder: Path) -> tuple[list[PublishedRun], list[Problem]]:
@@ -300,10 +305,10 @@ def _check_value(value: Any, depth: int) -> None:
         raise ValueError(f"a whole number above {LARGEST}; expected one that every reader of JSON holds")
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Part of a file name, whatever stands in `name`.
 
-    >>> _safe("../../etc/passwd"), _safe("__x"), _safe("")
+    >>> safe_name("../../etc/passwd"), safe_name("__x"), safe_name("")
     ('etc-passwd', 'x', 'unknown')
     """
     return re.sub(r"_{2,}", "_", re.sub(r"[^A-Za-z0-9._+-]+", "-", name)).strip("._-")[:80] or "unknown"
