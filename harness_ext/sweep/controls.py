@@ -7,8 +7,8 @@
 - `short`: a prompt within the trained length, where the sweep has none of its own: what an override costs there.
 
 How a cropped prompt differs from the last T token ids of the whole one: what every prompt has around it (BOS, system message, chat
-template) stays; it begins with a whole word; and a needle that the cut would go through is left out whole, so that it is known
-whether it can be found (`needle_kept`). So it has at most T tokens, and fewer by no more than a word or, in that case, a needle.
+template) stays, and it begins with a whole word. So it has at most T tokens, and one word more would be too many. The cut may go
+through a needle, as truncation does; `needle_kept` says whether all values that are asked for still stand in what is left.
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ def build(prompts: Prompts, cell: Cell, trained: int) -> tuple[Document, Fitted,
         cropped = crop(document, fitted, trained, prompts.frame)
     except LengthError as error:
         raise LengthError(f"{prompts.spec.task}: {error}") from None
-    asked = [needle for needle, (key, _) in zip(document.needles, facts.pairs, strict=True) if key in facts.asked]
-    return document, cropped, {**said, "needle_kept": all(needle in cropped.body for needle in asked)}
+    return document, cropped, {**said, "needle_kept": all(value in cropped.body for value in facts.values)}
 
 
 def crop(document: Document, fitted: Fitted, tokens: int, frame: Frame) -> Fitted:
@@ -109,9 +108,6 @@ def crop(document: Document, fitted: Fitted, tokens: int, frame: Frame) -> Fitte
     asked = len(body) - len(document.question)
     starts = [*(word.start() for word in re.finditer(r"\S+", body[:asked])), asked]
     first = bisect.bisect_left(starts, True, key=lambda start: frame.count_prompt(body[start:], document) <= tokens)
-    for begin, needle in ((body.index(needle), needle) for needle in document.needles):
-        if first < len(starts) and begin < starts[first] < begin + len(needle):
-            first = bisect.bisect_left(starts, begin + len(needle))
     if first == len(starts):
         raise LengthError(
             f"a prompt cropped to {tokens} tokens was asked for, but this task's question alone takes more; leave controls out"
