@@ -5,6 +5,7 @@ The page hands them its data in the browser, the report hands it in here; colour
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ MUTED, PAST, SERIES = {"expr": "muted"}, {"expr": "past"}, {"expr": "series"}
 """What `fill` gives a value to: two colours of the theme, and the names of the lines in their order."""
 
 
+@functools.cache
 def make_specs() -> dict[str, Spec]:
     """Name → specification: scores, losses, and scores with their controls, each against the multiple or the length; and a heat map."""
     fields = ("multiple", "length")

@@ -6,6 +6,7 @@ stands in records reaches the page as data alone: as JSON inside a JavaScript st
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import importlib.util
 import json
@@ -371,6 +372,7 @@ def require_charts() -> None:
         raise ReportError(f"{missing[0]} draws the charts and is not installed: pip install 'harness_ext[report]'")
 
 
+@functools.cache
 def bundle_vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script, inside a function so that its names stay its own."""
     import vl_convert

@@ -1,0 +1,100 @@
+"""The report: in the terminal, as figures, and what is said where charts cannot be made. Its page is tested in test_page.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from made_runs import LOSS, NIAH, PASSKEY, make_run
+
+from harness_ext.cli import main
+from harness_ext.results.report import Shown, make_page, write_report
+from harness_ext.results.store import write_run
+from harness_ext.results.terminal import Screen, show_runs
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    run = make_run("lab/rope", "yarn", controls=True, tasks=(PASSKEY, LOSS), multiples=[0.5, 1, 2, 4, 8, 16, 32, 64])
+    lines = show_runs([run], Screen(width=width)).splitlines()
+    drawn = [line for line in lines if "█" in line or "%  " in line]
+    assert drawn
+    assert max(map(len, drawn)) <= width
+
+
+def test_numbers_of_the_curve_stand_beside_their_bars() -> None:
+    run = make_run(reach=1.1, unmeasured={8: "out_of_memory"})
+    lines = show_runs([run], Screen()).splitlines()
+    for point in run.run.tasks[0].curve.points:
+        (line,) = (line for line in lines if line.split()[:1] == [f"{point.length:,}"])
+        if point.score_details:
+            assert f"{100 * point.score_details.score:.1f} [" in line
+        else:
+            assert line.split() == ["2,048", "8×", "out_of_memory"]
+    assert lines.index(next(line for line in lines if "past the trained length" in line)) == 5
+
+
+def test_what_is_not_measurable_says_why_and_no_number() -> None:
+    text = show_runs([make_run(reach=0.1)], Screen())
+    assert "NoLiMa: not measurable, fails inside its own window" in " ".join(text.split())
+
+
+def test_colours_are_for_terminals_and_blocks_for_those_that_have_them() -> None:
+    run = make_run(unmeasured={8: "hard_limit"})
+    assert "\033[" in show_runs([run], Screen(colour=True))
+    assert "\033" not in show_runs([run], Screen())
+    drawn = [line for line in show_runs([run], Screen(blocks=False)).splitlines() if "#" in line]
+    assert drawn
+    assert all(set(line) <= set(" 0123456789,.[]×#+") for line in drawn)
+
+
+def test_a_figure_a_task_and_a_heat_map_a_run_are_written(tmp_path: Path) -> None:
+    runs = [make_run("lab/rope", method, tasks=(PASSKEY, NIAH, LOSS)) for method in ("none", "yarn")]
+    files = write_report([Shown(published=run, source="out") for run in runs], tmp_path)
+    assert {file.name for file in files} == {
+        "report.html",
+        *(f"{name}.{kind}" for name in (PASSKEY, NIAH, LOSS) for kind in ("png", "svg")),
+        *(f"{name}-depths-{number}.{kind}" for name in (PASSKEY, NIAH) for number in (1, 2) for kind in ("png", "svg")),
+    }
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")
+    svg = (tmp_path / f"{PASSKEY}.svg").read_text()
+    assert "lab/rope · none" in svg
+    assert "lab/rope · yarn ×8" in svg
+
+
+def test_the_page_of_a_report_loads_nothing() -> None:
+    page = make_page([Shown(published=make_run(), source="out")])
+    assert "src=" not in page.partition("<script>")[0]
+    assert page.count("<script>") == page.count("</script>") == 3
+    assert "'unsafe-inline'" not in page.partition("style-src-attr")[0]
+
+
+def test_records_in_a_file_and_in_a_folder_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written, _ = write_run(tmp_path / "results", make_run("lab/rope"))
+    for place in (written, tmp_path / "results"):
+        assert main(["report", str(place), "--out", str(tmp_path / "out")]) == 0
+        assert "lab/rope, none: rope, trained length 256" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_without_altair_the_numbers_are_printed_and_one_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written, _ = write_run(tmp_path / "results", make_run("lab/rope"))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("altair", "vl_convert") else find(name))
+    assert main(["report", str(written), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "lab/rope" in printed.out
+    assert printed.err == "altair draws the charts and is not installed: pip install 'harness_ext[report]'\n"
+    assert not (tmp_path / "out").exists()
+    assert main(["leaderboard", str(tmp_path / "results"), "--out", str(tmp_path / "out")]) == 1
+    assert "pip install 'harness_ext[report]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_that_hold_no_run_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (tmp_path, tmp_path / "none.jsonl", tmp_path / "none"):
+        assert main(["report", str(place)]) == 1
+        assert str(place) in capsys.readouterr().err
