@@ -27,6 +27,7 @@ def publish_arguments(command: argparse.ArgumentParser) -> None:
         "out", nargs="+", type=Path, metavar="OUT", help="folders that lm_eval's --output_path named, with --log_samples"
     )
     command.add_argument("--results", type=Path, metavar="FOLDER", help="add the records there")
+    command.add_argument("--hub", metavar="ORG/NAME", help="propose the records to this dataset on the Hugging Face hub")
     command.add_argument("--model_id", default="", metavar="DEVELOPER/NAME", help="of a model that was run from a folder")
     command.add_argument(
         "--evidence", default="", metavar="TEXT", help="where a trained length is from that the config does not say"
@@ -41,19 +42,19 @@ def publish_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def publish(options: argparse.Namespace) -> int:
-    """Check runs of lm_eval and add them to a folder of records."""
+    """Check runs of lm_eval, and add them to a folder of records or propose them to a dataset on the hub."""
     from harness_ext.results import outputs, store
     from harness_ext.results.publish import Submission
 
-    if options.results is None:
-        raise PublishError("name where to publish: --results FOLDER")
+    if options.results is None and options.hub is None:
+        raise PublishError("name where to publish: --results FOLDER, --hub ORG/NAME, or both")
     submission = Submission(
         model_id=options.model_id,
         evidence=options.evidence,
         organization=options.organization,
         relationship=options.relationship,
     )
-    refused = 0
+    refused, files = 0, dict[str, bytes]()
     for file in outputs.find_outputs(options.out):
         try:
             published = prepare_run(file, submission)
@@ -61,8 +62,20 @@ def publish(options: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             refused += 1
             continue
-        path, new = store.write_run(options.results, published)
-        print(f"{path}: {len(published.cells)} cells, {'published' if new else 'was published before, unchanged'}")
+        name, content = store.lay_out(published)
+        files[name] = content
+        if options.results:
+            new = store.write_file(options.results / name, content)
+            print(
+                f"{options.results / name}: {len(published.cells)} cells, {'published' if new else 'was published before, unchanged'}"
+            )
+    if options.hub and files:
+        from harness_ext.results.hub import propose
+
+        address = propose(options.hub, files)
+        print(
+            f"{options.hub}: {f'{address} holds what is new of {len(files)} runs' if address else f'all {len(files)} runs are there'}"
+        )
     if refused:
         raise PublishError(f"{refused} run{'s were' if refused > 1 else ' was'} refused, for what is said above")
     return 0

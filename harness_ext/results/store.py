@@ -93,9 +93,14 @@ def write_run(folder: Path, published: PublishedRun) -> tuple[Path, bool]:
 
     Raises PublishError where it cannot be written, as on a full disk.
     """
+    name, content = lay_out(published)
+    return folder / name, write_file(folder / name, content)
+
+
+def lay_out(published: PublishedRun) -> tuple[str, bytes]:
+    """A run's file: where it stands below the folder of all, and what is in it."""
     content = to_bytes(published)
-    target = folder / name_file(published.run, hashlib.sha256(content).hexdigest())
-    return target, write_file(target, content)
+    return name_file(published.run, hashlib.sha256(content).hexdigest()), content
 
 
 def write_file(target: Path, content: bytes) -> bool:
