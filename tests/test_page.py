@@ -43,6 +43,8 @@ def open_page(chromium: Any) -> Iterator[Opened]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
+        page.asked = []
+        page.on("request", lambda request: page.asked.append(request.url.partition("#")[0].rpartition("/")[2]))
         page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file://") else None)
         page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
@@ -151,13 +153,12 @@ def test_rows_are_filtered_by_scheme_method_and_size_and_searched(open_page: Ope
 def test_another_rule_and_another_task_change_the_columns(open_page: Opened, site: Path) -> None:
     page = open_page(site)
     page.select_option("#rule", "k_max")
-    page.wait_for_function("document.querySelector('#rule').value === 'k_max'")
     page.select_option("#task", label=LOSS)
-    page.wait_for_function("!document.querySelector(\"#rows th[data-key='effective']\")")
+    page.locator("#rows th[data-key='effective']").wait_for(state="detached")
     assert sorted(names(page)) == ["lab/rope none", "lab/rope yarn ×8"]
     assert all(re.fullmatch(r"\d\.\d{3}", text) for text in column(page, "at-1"))
     page.select_option("#task", label=NIAH)
-    page.wait_for_function("document.querySelectorAll('#rows tr.row').length === 1")
+    playwright.expect(page.locator("#rows tr.row")).to_have_count(1)
 
 
 def test_a_row_opens_to_its_figures_numbers_controls_records_and_command(open_page: Opened, site: Path) -> None:
@@ -290,7 +291,7 @@ def test_the_switch_turns_light_to_dark_with_its_charts_and_is_kept(open_page: O
     text = "document.querySelector('tr.opened .chart svg .role-axis-title text').getAttribute('fill')"
     before = (page.evaluate(ink), page.evaluate(text))
     page.click("#theme")
-    page.wait_for_function(f"{text} !== '{before[1]}'")
+    playwright.expect(page.locator("tr.opened .chart svg .role-axis-title text").first).not_to_have_attribute("fill", before[1])
     assert page.evaluate(ink) != before[0]
     assert page.locator("#theme").get_attribute("aria-pressed") == "true"
     page.reload()
@@ -305,7 +306,7 @@ def test_hostile_records_are_text_on_the_page(open_page: Opened, tmp_path: Path)
     shown = []
     for number, name in enumerate(page.locator("#task option").all_inner_texts()):
         page.select_option("#task", index=number)
-        page.wait_for_function("(name) => document.getElementById('caption').textContent.endsWith(name)", arg=name)
+        playwright.expect(page.locator("#caption")).to_have_text(f"Models and overrides on {name}")
         toggle = page.locator("button[data-open]").first
         toggle.click()
         page.locator("tr.opened dl").wait_for()
@@ -340,8 +341,11 @@ def test_many_models_come_in_pages_and_the_first_view_is_small(open_page: Opened
     assert page.locator("#place").inner_text() == "101 to 120"
     assert not set(names(page)) & set(first)
     assert page.locator("#on").is_disabled()
-    loaded = page.evaluate("performance.getEntriesByType('resource').map((r) => r.name.split('/').pop())")
-    assert not [name for name in loaded if name.startswith(("run-", "vega", "charts"))], "what was not asked for"
+    assert sorted(page.asked) == ["index.html", "index.js", "page.css", "page.js", "task-0-nolima.js", "task-0.js"]
+    page.locator("button[data-open]").first.click()
+    page.locator("tr.opened .chart svg").first.wait_for()
+    assert len([name for name in page.asked if name.startswith("run-")]) == 1
+    assert {"vega.js", "charts.js"} < set(page.asked)
 
 
 def test_a_report_is_one_file_that_opens_its_run(open_page: Opened, tmp_path: Path) -> None:
@@ -353,7 +357,7 @@ def test_a_report_is_one_file_that_opens_its_run(open_page: Opened, tmp_path: Pa
     page = open_page(alone, ready="tr.opened .chart svg")
     assert "out/results.json" in page.locator("tr.opened").inner_text()
     page.select_option("#task", label=LOSS)
-    page.wait_for_function("!document.querySelector(\"#rows th[data-key='effective']\")")
+    page.locator("#rows th[data-key='effective']").wait_for(state="detached")
 
 
 def test_a_report_of_several_runs_lays_them_over_each_other(open_page: Opened, tmp_path: Path) -> None:

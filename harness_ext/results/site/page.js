@@ -305,7 +305,7 @@
   /** The figures of one or more runs on the task that is chosen. */
   function drawFigures(details) {
     const name = index.tasks[board.task].name;
-    const runs = details.filter((detail) => name in detail.tasks);
+    const runs = details.filter((detail) => Object.hasOwn(detail.tasks, name));
     const points = runs.flatMap((detail, order) => toRows(detail.tasks[name].points, { series: detail.label, order }));
     const controls = runs.length === 1 ? toRows(runs[0].tasks[name].controls) : [];
     const field = points.every((point) => point.multiple !== null) ? "multiple" : "length";
@@ -444,7 +444,7 @@
 
   function compareNumbers(details) {
     const { name, metric } = index.tasks[board.task], format = (score) => say(score, metric);
-    const points = details.map((detail) => name in detail.tasks ? toRows(detail.tasks[name].points) : []);
+    const points = details.map((detail) => Object.hasOwn(detail.tasks, name) ? toRows(detail.tasks[name].points) : []);
     const field = points.flat().every((point) => point.multiple !== null) ? "multiple" : "length", write = field === "multiple" ? times : whole;
     const places = [...new Set(points.flat().map((point) => point[field]))].sort((a, b) => a - b);
     const rows = details.map((detail, row) => [detail.label, ...places.map((place) => {
