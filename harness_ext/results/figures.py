@@ -85,7 +85,7 @@ def draw_curve(metric: str, field: str, controls: bool = False) -> Spec:
     legend = alt.Legend(orient="bottom", columns=1, symbolOpacity=1, symbolSize=70, symbolStrokeWidth=0)
     colour = alt.Color("series:N", title=None, legend=legend).scale(domain=SERIES)
     mark = alt.Shape("series:N", title=None, legend=legend).scale(domain=SERIES, range=choose_styles(MARKS, LINES))
-    dash = alt.StrokeDash("series:N", title=None, legend=legend).scale(domain=SERIES, range=choose_styles(DASHES, LINES))
+    dash = alt.StrokeDash("series:N", title=None, legend=None).scale(domain=SERIES, range=choose_styles(DASHES, LINES))
 
     multiples = field == "multiple"
     title = {
