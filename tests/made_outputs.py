@@ -162,15 +162,17 @@ def _config(
 def _answer_rows(
     kind: str, lengths: Sequence[dict[str, Any]], depths: Sequence[float], samples: int, right: Right, controls: bool
 ) -> list[dict[str, Any]]:
-    places: list[tuple[str | None, dict[str, Any], float, int]] = [
+    places: list[tuple[str | None, dict[str, Any], float | None, int]] = [
         (None, length, depth, sample) for sample, depth, length in itertools.product(range(samples), depths, lengths)
     ]
     if controls:
-        places += [("needle_absent", length, 0.5, sample) for sample, length in itertools.product(range(samples), lengths)]
+        places += [("needle_absent", length, None, sample) for sample, length in itertools.product(range(samples), lengths)]
+        places += [("no_haystack", {"length": 40, "multiple": 40 / 256}, None, sample) for sample in range(samples)]
     rows = []
     for control, length, depth, sample in places:
-        exact, at = right(length["length"], depth, sample) and not control, f"@{length['length']:>8}"
-        at = f"{control}{at}" if control else at
+        exact = control == "no_haystack" or (not control and right(length["length"], depth or 0, sample))
+        at = f"@{length['length']:>8}"
+        metric = f"exact{at}" if not control else control if control == "no_haystack" else f"{control}{at}"
         doc = {
             "length": length["length"],
             "multiple": length["multiple"],
@@ -187,10 +189,10 @@ def _answer_rows(
         if kind == "generated":
             response: Any = " 84402." if exact else " 11111."
             verdict = "exact" if exact else "wrong_value"
-            metrics = {f"exact{at}": float(exact), f"lenient{at}": float(exact)}
+            metrics = {metric: float(exact), **({} if control else {f"lenient{at}": float(exact)})}
         else:
             response, verdict = [str(-0.25 if exact else -9.5), str(exact)], "exact" if exact else "missed"
-            metrics = {f"exact{at}": float(exact)}
+            metrics = {metric: float(exact)}
         rows.append(_row(len(rows), doc, response, verdict, metrics))
     return rows
 

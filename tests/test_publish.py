@@ -75,8 +75,7 @@ def test_every_kind_of_task_is_published(tmp_path: Path) -> None:
     published = prepare(file)
     assert [task.metric for task in published.run.tasks] == ["loss", "exact", "exact"]
     controls = [cell for cell in published.cells if cell.control]
-    assert {cell.control for cell in controls} == {"needle_absent"}
-    assert all(cell.successes == 0 for cell in controls)
+    assert {(cell.control, cell.successes) for cell in controls} == {("needle_absent", 0), ("no_haystack", 4)}
     missing = [cell for cell in published.cells if cell.length == 1024]
     assert {(cell.outcome, cell.n, cell.successes, cell.score_details, cell.reason) for cell in missing} == {
         ("out_of_memory", 0, None, None, "planted")
@@ -162,6 +161,53 @@ def test_samples_beside_a_results_file_that_was_named_are_found(tmp_path: Path) 
     file = write_output(tmp_path)
     file.rename(tmp_path / f"mine_{DATE}.json")
     assert publish(tmp_path, tmp_path / "results") == 0
+
+
+# ---------------------------------------------------------------------- what lm_eval itself writes
+
+
+def test_a_run_of_lm_eval_is_published_as_it_is_with_what_could_not_be_run(tmp_path: Path) -> None:
+    metadata = {"samples": 2, "multiples": [0.5, 1, 2], "depths": [0, 1], "controls": True}
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf-extrapolate", "--model_args", "pretrained=reference/learned"]
+    command += ["--tasks", "passkey_extrapolate,passkey_extrapolate_generate", "--metadata", json.dumps(metadata)]
+    subprocess.run([*command, "--output_path", str(tmp_path / "out"), "--log_samples"], check=True, capture_output=True)
+    assert publish(tmp_path / "out", tmp_path / "results") == 0
+    assert main(["validate", str(tmp_path / "results")]) == 0
+    ((published,), _) = read_results(tmp_path / "results")
+    run = published.run
+    assert (run.model_info.id, run.model_info.hard_limit, run.override.method) == ("reference/learned", 256, "none")
+    assert len(run.model_info.weights_fingerprint) == 64
+    assert [task.evaluation_name for task in run.tasks] == ["passkey_extrapolate", "passkey_extrapolate_generate"]
+    for task in run.tasks:
+        assert [(point.length, point.outcome) for point in task.curve.points] == [
+            (128, "measured"),
+            (256, "measured"),
+            (512, "hard_limit"),
+        ]
+        assert {control.control for control in task.curve.controls} == {"no_haystack", "needle_absent"}
+    assert {cell.n for cell in published.cells if cell.length == 512} == {0}
+
+
+def test_a_run_of_a_backend_that_we_know_nothing_of_is_published(evaluate: Callable[..., Any], tmp_path: Path) -> None:
+    from lm_eval.loggers import EvaluationTracker
+    from scripted import Scripted
+
+    model = Scripted(lambda _prompt, answer: "7" in answer)
+    options = {"pretrained": "reference/rope", "samples": 3, "lengths": [128, 256], "depths": [0, 1]}
+    results = evaluate(model, ["passkey_extrapolate"], **options)
+    tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results, samples)
+    tracker.save_results_samples("passkey_extrapolate", samples["passkey_extrapolate"])
+    edit_results(next((tmp_path / "out").rglob("results_*.json")), lambda run: run.setdefault("date", 1795168800.0))
+    assert publish(tmp_path / "out", tmp_path / "results") == 0
+    ((published,), _) = read_results(tmp_path / "results")
+    assert (published.run.override.method, published.run.model_info.weights_fingerprint, published.run.hardware) == (
+        "unknown",
+        "",
+        None,
+    )
+    assert sum(cell.n for cell in published.cells) == 12
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -120,7 +120,8 @@ def _check_verdict(task: TaskOutput, row: Row, score: Scorer) -> Iterator[str]:
     if row.verdict != verdict:
         yield f"the verdict is {row.verdict!r}, and the answer is {verdict!r}; expected that; the file was changed: run again"
     for metric, value in row.metrics.items():
-        right = {"exact": ("exact",), "lenient": ("exact", "lenient")}.get(metric.partition("@")[0].rpartition("_")[2])
+        counted = {"exact": ("exact",), row.doc.get("control"): ("exact",), "lenient": ("exact", "lenient")}
+        right = counted.get(metric.partition("@")[0])
         if right and value != float(verdict in right):
             yield f"{metric} is {value}, and the answer is {verdict!r}; expected {float(verdict in right)}; run again"
 
@@ -140,7 +141,7 @@ def _check_means(output: Output, task: TaskOutput) -> Iterator[str]:
         for metric, value in row.metrics.items():
             values[metric].append(value)
     results = output.results["results"].get(task.name) or {}
-    said = {name.rpartition(",")[0]: value for name, value in results.items() if "@" in name and "_stderr," not in name}
+    said = {name.rpartition(",")[0]: value for name, value in results.items() if "," in name and "_stderr," not in name}
     for metric in sorted(values.keys() | said.keys()):
         mean = sum(values[metric]) / len(values[metric]) if values[metric] else None
         found = said.get(metric)
