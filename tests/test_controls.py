@@ -189,6 +189,16 @@ def test_a_cropped_prompt_is_the_end_that_fits_and_would_not_with_a_word_more(
     assert said["needle_kept"] == all(value in cropped.body for value in prompts.facts(0, depth).values)
 
 
+@pytest.mark.parametrize("gap", ["", " "])
+def test_text_with_few_words_or_none_is_cropped_all_the_same(gap: str, evaluate: Any, tmp_path: Path) -> None:
+    """Sentences of 590 letters, of which each is a word, or the last of one."""
+    (tmp_path / "hay").write_text("\n\n".join(f"{gap.join(['ab'] * 290)}{number}." for number in range(200)))
+    results = run(evaluate, lambda *_: True, haystack=str(tmp_path / "hay"), depths=2)
+    cropped = [sample["doc"] for sample in results["samples"]["passkey_extrapolate"] if sample["doc"].get("control") == "cropped"]
+    assert len(cropped) == 2 * 2 * 2
+    assert all(TRAINED - (600 if not gap else 10) < doc["prompt_tokens"] <= TRAINED for doc in cropped)
+
+
 @settings(max_examples=40, deadline=None)
 @given(made, st.integers(0, 3000))
 def test_a_prompt_without_its_needle_has_its_length_and_begins_as_the_one_with_the_deepest(

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
+import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -26,6 +28,10 @@ from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.needle import Document, Facts
 from harness_ext.sweep.prompts import Prompts
 
+NEAR = 512
+"""Characters on either side of where a cropped prompt should begin that are looked at first: some eighty words."""
+WORD = re.compile(r"(?<!\S)\S")
+"""The beginning of one."""
 ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
 
 
@@ -102,12 +108,22 @@ def build(prompts: Prompts, cell: Cell, trained: int) -> tuple[Document, Fitted,
 def crop(document: Document, fitted: Fitted, tokens: int, frame: Frame) -> Fitted:
     """The end of `fitted` that makes a prompt of at most `tokens` tokens, from the first word that does; see above.
 
-    Raises LengthError where the question alone takes more.
+    It is looked for where it should begin if all words had as many tokens, and further around where it does not. Raises LengthError
+    where the question alone takes more.
     """
     body = fitted.body
     asked = len(body) - len(document.question)
-    starts = [*(word.start() for word in re.finditer(r"\S+", body[:asked])), asked]
-    first = bisect.bisect_left(starts, True, key=lambda start: frame.count_prompt(body[start:], document) <= tokens)
+    guess = int(asked * (1 - tokens / fitted.prompt_tokens))
+
+    def fits(start: int) -> bool:
+        return frame.count_prompt(body[start:], document) <= tokens
+
+    for reach in itertools.accumulate(itertools.repeat(4), operator.mul, initial=NEAR):
+        low, high = max(0, guess - reach), min(asked, guess + reach)
+        starts = [*(word.start() for word in WORD.finditer(body, low, high)), asked][: None if high == asked else -1]
+        if starts and (low == 0 or not fits(starts[0])) and (high == asked or fits(starts[-1])):
+            break
+    first = bisect.bisect_left(starts, True, key=fits)
     if first == len(starts):
         raise LengthError(
             f"a prompt cropped to {tokens} tokens was asked for, but this task's question alone takes more; leave controls out"
