@@ -53,8 +53,8 @@ THEMES: Mapping[str, Spec] = {
     "light": _theme("#1b1e23", "#5b626c", "#e7e9ec", "#f3f4f6", COLOURS),
     "dark": _theme("#e9ebee", "#9ba3ad", "#2c3138", "#20242a", DARK_COLOURS),
 }
-MUTED, PAST, SERIES = {"expr": "muted"}, {"expr": "past"}, {"expr": "series"}
-"""What `fill` gives a value to: two colours of the theme, and the names of the lines in their order."""
+MUTED, PAST, SERIES, PLACES = {"expr": "muted"}, {"expr": "past"}, {"expr": "series"}, {"expr": "places"}
+"""What `fill` gives a value to: two colours of the theme, the names of the lines in their order, and where the axis has labels."""
 
 
 @functools.cache
@@ -69,7 +69,10 @@ def make_specs() -> dict[str, Spec]:
 def fill(spec: Spec, theme: str = "light", width: int | None = None, title: str = "", **data: Sequence[Row]) -> Spec:
     """The specification with its data, as page.js does it in the browser; `width` in pixels, or as wide as what it stands in."""
     series = [*dict.fromkeys(row["series"] for row in data.get("points", ()))]
-    params = [*THEMES[theme]["params"], {"name": "series", "value": series}]
+    multiples = [row["multiple"] for row in data.get("points", ())]
+    places = {1, *multiples} if None not in multiples else {row["length"] for row in data["points"]}
+    named = {"series": series, "places": sorted(places)}
+    params = [*THEMES[theme]["params"], *({"name": name, "value": value} for name, value in named.items())]
     filled = {**spec, **THEMES[theme], "params": params, "datasets": data}
     filled |= {"width": width} if width else {}
     return filled | ({"title": title} if title else {})
@@ -95,7 +98,11 @@ def draw_curve(metric: str, field: str, controls: bool = False) -> Spec:
         ("loss", False): "position in tokens",
     }[metric, multiples]
     label = "format(datum.value, '.3~g') + '×'" if multiples else "format(datum.value, ',d')"
-    x = alt.X(f"{field}:Q", title=title).scale(type="log", base=2, nice=False, padding=14).axis(labelExpr=label, grid=False)
+    x = (
+        alt.X(f"{field}:Q", title=title)
+        .scale(type="log", base=2, nice=False, padding=14)
+        .axis(labelExpr=label, values=PLACES, grid=False)
+    )
     said = "exact matches" if metric == "exact" else "loss, nats a token"
     y_scale: Spec = {"domain": [0, 1]} if metric == "exact" else {"zero": False, "nice": True}
     y_axis: Spec = {"format": "%", "tickCount": 5} if metric == "exact" else {"format": ".1f", "tickCount": 5}

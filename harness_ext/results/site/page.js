@@ -258,8 +258,10 @@
     const { specs, themes } = await loadVega();
     const draw = async () => {
       const theme = themes[dark() ? "dark" : "light"];
-      const series = [...new Set((data.points ?? []).map((point) => point.series))];
-      const spec = { ...specs[name], ...theme, params: [...theme.params, { name: "series", value: series }], datasets: data };
+      const points = data.points ?? [], series = [...new Set(points.map((point) => point.series))];
+      const places = [...new Set(name.endsWith("multiple") ? [1, ...points.map((point) => point.multiple)] : points.map((point) => point.length))];
+      const params = [...theme.params, { name: "series", value: series }, { name: "places", value: places.sort((a, b) => a - b) }];
+      const spec = { ...specs[name], ...theme, params, datasets: data };
       const options = { actions: false, ast: true, renderer: "svg", defaultStyle: false, logLevel: 1, tooltip: { disableDefaultStyle: true } };
       await window.vegaEmbed(place, spec, options);
     };
@@ -350,11 +352,11 @@
   function reaches(task) {
     const rows = task.effective_lengths.map((found) => [index.rules[found.rule] ?? found.rule,
       found.tokens === null ? "not measurable" : `${found.outcome === "at_least" ? "≥ " : ""}${whole(found.tokens)}`,
-      found.tokens === null ? found.reason : interval(found.lower, found.upper, (tokens) => tokens ? whole(tokens) : "none") + (found.outcome === "at_least" && found.upper !== null ? " or more" : "")]);
+      found.tokens === null ? cell(found.reason, "", "words") : interval(found.lower, found.upper, (tokens) => tokens ? whole(tokens) : "none") + (found.outcome === "at_least" && found.upper !== null ? " or more" : "")]);
     const derived = [["Half of the in-window score is left at", task.half_length, times], ["Mean score past the trained length (over log₂)", task.area_past, percent]];
     for (const [name, value, format] of derived) {
-      rows.push([name, value.value === null ? value.lower === null ? "not measurable" : "not reached" : format(value.value),
-        value.value === null && value.lower === null ? value.reason : interval(value.lower, value.upper, format)]);
+      if (value.value !== null) rows.push([name, format(value.value), interval(value.lower, value.upper, format)]);
+      else rows.push([name, value.lower === null ? "none" : `none below ${format(value.lower)}`, cell(value.reason, "", "words")]);
     }
     return table("Effective length, by every rule", ["rule", "tokens", "95 %"], rows);
   }
@@ -366,14 +368,14 @@
       ["Model", model.id], ["Revision", model.revision], ["Weights", model.weights_fingerprint.slice(0, 16)],
       ["Loaded as", [model.dtype, model.inference_platform].filter(Boolean).join(", ")], ["Family", [model.model_type, model.position_scheme].filter(Boolean).join(", ")],
       ["Trained length", trained === null ? "unknown" : `${whole(trained.tokens)} (${trained.source}${trained.config_tokens !== null && trained.config_tokens !== trained.tokens ? `; the config says ${whole(trained.config_tokens)}` : ""})`],
-      ["Evidence", trained?.evidence], ["Positions end at", model.hard_limit === null ? "" : whole(model.hard_limit)],
+      ["Evidence", trained?.config_tokens !== trained?.tokens ? trained?.evidence : ""], ["Positions end at", model.hard_limit === null ? "" : whole(model.hard_limit)],
       ["Override", [detail.label.split(" · ").pop(), ...options].join(", ")], ["Override's fingerprint", run.override.fingerprint.slice(0, 16)],
       ["Prompts", `${task.samples} samples, seed ${task.seed}, task version ${task.version}, ${task.output_type}`], ["Prompts' fingerprint", task.prompts_fingerprint.slice(0, 16)],
       ["Run by", [run.source_metadata.source_organization_name, run.source_metadata.evaluator_relationship.replaceAll("_", " ")].filter(Boolean).join(", ")],
       ["Run on", [run.evaluation_timestamp, run.hardware && [run.hardware.count > 1 ? `${run.hardware.count} ×` : "", run.hardware.name || run.hardware.device].filter(Boolean).join(" ")].filter(Boolean).join(", ")],
       ["Took", run.wall_seconds === null ? "" : `${whole(Math.round(run.wall_seconds))} s${run.compute_seconds === null ? "" : `, ${whole(Math.round(run.compute_seconds))} s in the model`}`],
       ["Tokens", run.tokens_asked === null ? "" : `${whole(run.tokens_asked)} asked${run.tokens_computed === null ? "" : `, ${whole(run.tokens_computed)} computed`}`],
-      ["With", [`${run.eval_library.name} ${run.eval_library.version}`, ...Object.entries(run.packages).map(([name, version]) => `${name} ${version}`)].join(", ")],
+      ["With", [`${run.eval_library.name} ${run.eval_library.version}`, ...Object.entries(run.packages).filter(([name]) => name !== run.eval_library.name).map(([name, version]) => `${name} ${version}`)].join(", ")],
     ];
     return make("div", {}, make("h3", {}, "The run"), make("dl", {}, ...pairs.filter(([, value]) => value).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
   }
