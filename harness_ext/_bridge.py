@@ -5,6 +5,7 @@ Every function takes the module it completes. None changes a run in which no tas
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -76,7 +77,8 @@ def find_tasks(manager: ModuleType) -> None:
 
 
 def tell_tasks_their_model(evaluator: ModuleType) -> None:
-    """Makes `evaluate` tell our tasks which model their prompts are for: lm_eval itself tells them only its name."""
+    """Makes `evaluate` tell our tasks which model their prompts are for, of which lm_eval tells them only the name, and our models
+    when an evaluation begins and ends."""
     wrapped = evaluator.evaluate
     signature = inspect.signature(wrapped)
 
@@ -85,7 +87,8 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
         for task in _leaves(arguments.get("task_dict")):
             task.bind(arguments["lm"])
-        return wrapped(*args, **kwargs)
+        with getattr(arguments["lm"], "evaluating", contextlib.nullcontext)():
+            return wrapped(*args, **kwargs)
 
     evaluator.evaluate = evaluate  # type: ignore[attr-defined]
 

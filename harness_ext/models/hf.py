@@ -9,16 +9,18 @@ HFLM's too: the tests hold them together.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
 
 from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
@@ -31,6 +33,7 @@ from harness_ext.models.extensions.extension import PINNED, Extension, check_app
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
+from harness_ext.models.journal import Journal, keeping, name_scope
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Schedule
 from harness_ext.models.reader import Answer, Reader
@@ -81,6 +84,7 @@ class HFExtrapolate(HFLM):
         self._lifted = self._announced = 0
         self._knows_outcomes = True
         self._state: State | None = None
+        self._journals: list[Journal] | None = None
         self._method, self._extension = method, None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
@@ -153,11 +157,11 @@ class HFExtrapolate(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, and the
         tokens asked and computed."""
-        effect = (
-            self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
-        )
         made_with = provenance.describe(self.model, self.config, self.device)
-        return {**super().get_model_info(), **made_with, "override": effect, "reading": self._reader.describe()}
+        return {**super().get_model_info(), **made_with, "override": self._describe_override(), "reading": self._reader.describe()}
+
+    def _describe_override(self) -> dict[str, Any]:
+        return self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
 
     def _as_subject(self, model: Any) -> Subject:
         trained = self.trained_length
@@ -182,6 +186,45 @@ class HFExtrapolate(HFLM):
                 f"a prompt of {tokens} tokens was asked for, and the position table was made for {known}; add max_length=N"
             )
         self._extension.prepare(tokens, known)
+
+    # ------------------------------------------------------------------ interrupted and resumed
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from."""
+        self._journals = []
+        try:
+            with keeping(self._journals):
+                yield
+        finally:
+            self._journals = None
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return provenance.hash_weights(self.model)
+
+    @functools.cached_property
+    def _vocabulary(self) -> str:
+        return provenance.hash_vocabulary(self.tokenizer)
+
+    def _resume(
+        self, kind: str, sequences: Sequence[Sequence[int]], **facts: Any
+    ) -> tuple[dict[int, Any], Callable[[dict[int, Any]], None]]:
+        """Answers to token sequences that an interrupted evaluation has left, by index; and what keeps new ones."""
+        if self._journals is None or not self._weights:
+            return {}, lambda answers: None
+        facts |= {
+            "kind": kind,
+            "weights": self._weights,
+            "batch_size": self.batch_size,
+            **provenance.list_facts(self.model, self.device),
+        }
+        facts |= {"override": self._describe_override(), "reading": self._reader.describe_way()}
+        journal = Journal(name_scope(facts, sequences), asked=len(sequences))
+        self._journals.append(journal)
+        known = journal.read()
+        self._reader.resumed += len(known)
+        return known, journal.write
 
     # ------------------------------------------------------------------ what lm_eval calls
 
@@ -213,18 +256,22 @@ class HFExtrapolate(HFLM):
             for group, schedule in zip(groups, schedules, strict=True):
                 self._prepare(sizes[group[0]], longest)
                 asked = [requests[index] for index in group]
+                sequences = [[*context, *continuation] for _, context, continuation in asked]
+                known, keep = self._resume("loglikelihood", sequences, contexts=[len(context) for _, context, _ in asked])
                 found = self._reader.score(
-                    [[*context, *continuation] for _, context, continuation in asked],
+                    sequences,
                     schedule,
                     bar,
-                    write=functools.partial(self._write, asked),
+                    write=functools.partial(self._write, asked, keep),
+                    known={index: (answer[0], bool(answer[1])) for index, answer in known.items()},
                 )
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
         return answers
 
-    def _write(self, requests: Sequence[Request], answers: dict[int, Answer]) -> None:
-        """Finished answers into lm_eval's cache."""
+    def _write(self, requests: Sequence[Request], keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
+        """Finished answers into the journal and lm_eval's cache."""
+        keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})
         for index, answer in answers.items():
             if requests[index][0] is not None:
                 self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
@@ -257,10 +304,8 @@ class HFExtrapolate(HFLM):
             if self.backend == "causal" and _is_greedy(asked) and self._can_generate(longest):
                 found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
             else:
-                found = self._memory.what_fits(
-                    chosen,
-                    [sizes[index] for index in group],
-                    lambda part: list(super(HFExtrapolate, self).generate_until(list(part), disable_tqdm=disable_tqdm)),
+                found = self._generate_whole(
+                    chosen, [contexts[index] for index in group], [sizes[index] for index in group], quiet=disable_tqdm
                 )
             for index, answer in zip(group, found, strict=True):
                 answers[index] = _check_understood(requests[index], answer)
@@ -285,7 +330,36 @@ class HFExtrapolate(HFLM):
                 self.batch_size_per_gpu, self._state = own, None
 
         with self._reader.open_bar("generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
-            return list(self._reader.generate(contexts, schedule, bar, budget, answer))
+            settings = [str(request.args[1]) for request in requests]
+            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
+            return list(self._reader.generate(contexts, schedule, bar, budget, answer, write=keep, known=known))
+
+    def _generate_whole(
+        self, requests: Sequence[Instance], contexts: Sequence[list[int]], sizes: Sequence[int], *, quiet: bool
+    ) -> list[Any]:
+        """HFLM's own answers to requests of one kind, longest first, batch by batch."""
+        rows = len(requests) if self.batch_size == "auto" else int(self.batch_size)
+        settings = str(requests[0].args[1])
+        known: dict[int, Any] = {}
+        keep: Callable[[dict[int, Any]], None] = lambda answers: None  # noqa: E731
+        if _is_greedy(
+            normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        ):  # what is drawn depends on all that was drawn before
+            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
+        answers: list[Any] = []
+        for start in tqdm(range(0, len(requests), rows), desc="generate_until", disable=True if quiet or self.rank else None):
+            batch = range(start, min(start + rows, len(requests)))
+            if all(index in known for index in batch):
+                answers += [known[index] for index in batch]
+                continue
+            found = self._memory.what_fits(
+                [requests[index] for index in batch],
+                [sizes[index] for index in batch],
+                lambda part: list(super(HFExtrapolate, self).generate_until(list(part), disable_tqdm=True)),
+            )
+            keep({index: answer for index, answer in zip(batch, found, strict=True) if isinstance(answer, str)})
+            answers += found
+        return answers
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         """HFLM's, from the state that holds the beginning of the rows of context (rows, tokens)."""

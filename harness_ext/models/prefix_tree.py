@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -143,6 +143,32 @@ def plan_whole(sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch:
         reads = tuple(Read(sequence=index, row=row, start=wanted[index], stop=lengths[index]) for row, index in enumerate(rows))
         steps.append(Step(rows=rows, start=0, stop=lengths[rows[0]], reads=reads))
     return Schedule(steps=tuple(steps), asked=sum(lengths), computed=sum(lengths), longest=max(lengths, default=0), copies=0)
+
+
+def leave_out(schedule: Schedule, known: Container[int]) -> tuple[Step, ...]:
+    """The steps that still have to be run where the answers of the sequences `known` are there already.
+
+    A step is run if it reads for another sequence, or if one that is run stands on tokens that it computed. It is run as it stands, so
+    that every token is computed in the same company as without `known`, and every answer is the same to the last bit.
+    """
+    wanted = [any(read.sequence not in known for read in step.reads) for step in schedule.steps]
+    for number in reversed(range(len(wanted))):
+        if wanted[number]:
+            for below in _find_below(schedule.steps, number):
+                wanted[below] = True
+    return tuple(step for step, is_wanted in zip(schedule.steps, wanted, strict=True) if is_wanted)
+
+
+def _find_below(steps: Sequence[Step], number: int) -> Iterator[int]:
+    """The steps that computed what step `number` stands on; where caches are copied, all since the last that stood on nothing."""
+    copied = any(step.copy or step.resume for step in steps)
+    start = steps[number].start
+    while start and number:
+        number -= 1
+        step = steps[number]
+        if copied or (len(step.rows) == 1 and step.start < start):
+            yield number
+            start = step.start
 
 
 def count_tokens(step: Step, lengths: Sequence[int]) -> int:

@@ -51,6 +51,22 @@ def hash_weights(model: Any) -> str:
     return found.hexdigest()
 
 
+def hash_vocabulary(tokenizer: Any) -> str:
+    """SHA-256 over a tokenizer's tokens and their numbers."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def list_facts(model: Any, device: torch.device) -> dict[str, Any]:
+    """What answers follow from beside weights and prompts, down to their last bits."""
+    return {
+        "config": model.config.to_json_string(use_diff=False),
+        "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
 def describe_hardware(model: Any, device: torch.device) -> dict[str, Any]:
     """Device type, name, number (of cards that hold weights, or of cores) and memory (bytes, of one), and the platform."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness_ext.cells import Unmeasured
@@ -36,6 +36,8 @@ class Reader:
         """Tokens of all prompts so far, and those of them that were computed."""
         self.sharing = Finding(make=None, said="exact=True was asked for") if exact else None
         """What the model can go on from, once that was found out."""
+        self.resumed = 0
+        """Answers that an interrupted run had left."""
         self.seconds = 0.0
         """In which answers were computed."""
         self._checked = 0
@@ -69,12 +71,19 @@ class Reader:
         assert self.sharing is not None, "prepare comes first"
         return self.sharing
 
+    def describe_way(self) -> dict[str, Any]:
+        """What decides how tokens are put together, and so the last bits of an answer."""
+        make = self.sharing.make if self.sharing else None
+        state = make(0) if make else None
+        return {"chunk": self.chunk, "cuts": state and state.cuts, "forks": state and state.forks, "exact": make is None}
+
     def describe(self) -> dict[str, Any]:
         """For the results file: tokens asked and computed so far, and what they were shared by."""
         return {
             "asked": self.asked,
             "computed": self.computed,
             "seconds": round(self.seconds, 3),
+            "resumed": self.resumed,
             "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
 
@@ -105,16 +114,18 @@ class Reader:
         schedule: Schedule,
         bar: TokenBar,
         write: Callable[[dict[int, Answer]], None] = lambda answers: None,
+        known: Mapping[int, Answer] | None = None,
     ) -> list[Answer]:
-        """The answer to each of `sequences`, which have the last tokens that the schedule has not.
+        """The answer to each of `sequences`, which have the last tokens that the schedule has not; `known`: those that are there already.
 
         `write` is given those that have come, by sequence, each once. It waits for the device, so it is called only every
         `FLUSH` seconds and at the end.
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update)
-        unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(schedule, len(sequences))]
-        answers: dict[int, Answer] = {}
-        pending, started = list(reversed(schedule.steps)), time.monotonic()
+        answers: dict[int, Answer] = dict(known or {})
+        steps = prefix_tree.leave_out(schedule, answers)
+        unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(steps, len(sequences))]
+        pending, started = list(reversed(steps)), time.monotonic()
         written = started
         while pending:
             step = pending.pop()
@@ -127,7 +138,8 @@ class Reader:
                 run.forget()
                 left = [dataclasses.replace(r, start=max(r.start, run.done)) for r in step.reads if r.stop > run.done]
                 if rows == 1:
-                    answers |= {read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left}
+                    refused = {read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left}
+                    answers = {**refused, **answers}
                 else:
                     pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
             if time.monotonic() - written > FLUSH or not pending:
@@ -146,17 +158,19 @@ class Reader:
         bar: TokenBar,
         budget: int,
         answer: Callable[[Sequence[int], State | None], list[str]],
+        write: Callable[[dict[int, str]], None] = lambda answers: None,
+        known: Mapping[int, str] | None = None,
     ) -> list[str | Unmeasured]:
-        """A greedy answer of at most `budget` tokens to each of `contexts`, equal ones answered once.
+        """A greedy answer of at most `budget` tokens to each of `contexts`, equal ones answered once; `write` and `known` as in `score`.
 
         `answer` is given contexts by their indices, and the state that all of them go on from: a row for each, or None where
         they share nothing.
         """
         make = self._make(schedule.longest + budget)
         run = Run(self.forward, contexts, make, self.chunk, bar.update)
-        found: dict[int, str | Unmeasured] = {}
+        found: dict[int, str | Unmeasured] = dict(known or {})
         started = time.monotonic()
-        for step in schedule.steps:
+        for step in prefix_tree.leave_out(schedule, found):
             run.done = step.start
             if not step.reads:
                 self.memory.unless_out(step.stop, functools.partial(run.run, step))
@@ -174,7 +188,9 @@ class Reader:
             texts = self.memory.what_fits(step.rows, [len(contexts[row]) + budget for row in step.rows], generate)
             if any(isinstance(text, Unmeasured) for text in texts):
                 run.forget()
-            found |= {read.sequence: texts[read.row] for read in step.reads}
+            come = {read.sequence: texts[read.row] for read in step.reads if read.sequence not in found}
+            found |= come
+            write({index: text for index, text in come.items() if not isinstance(text, Unmeasured)})
             bar.update(step.stop - 1 if len(step.rows) == 1 else step.start, step.stop + budget, len(step.rows))
         self.seconds += time.monotonic() - started
         return [found[index] for index in range(len(contexts))]
@@ -185,9 +201,9 @@ class Reader:
         return None if make is None else functools.partial(make, room)
 
 
-def _by_sequence(schedule: Schedule, count: int) -> list[list[Read]]:
+def _by_sequence(steps: Sequence[Step], count: int) -> list[list[Read]]:
     found: list[list[Read]] = [[] for _ in range(count)]
-    for step in schedule.steps:
+    for step in steps:
         for read in step.reads:
             found[read.sequence].append(read)
     return found

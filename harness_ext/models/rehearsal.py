@@ -111,7 +111,7 @@ class Rehearsal(Reader):
         return super().open_bar(name, schedules, quiet=True, answers=answers)
 
     def score(
-        self, sequences: Sequence[Sequence[int]], schedule: Schedule, bar: TokenBar, write: Callable[..., None] | None = None
+        self, sequences: Sequence[Sequence[int]], schedule: Schedule, bar: TokenBar, write: Any = None, known: Any = None
     ) -> list[Answer]:
         """Answers that mean nothing: the steps are taken, without the model."""
         run = _Unscored(self.notes.forward, sequences, self._make(schedule.longest), self.chunk)
@@ -127,6 +127,8 @@ class Rehearsal(Reader):
         bar: TokenBar,
         budget: int,
         answer: Callable[[Sequence[int], State | None], list[str]],
+        write: Any = None,
+        known: Any = None,
     ) -> list[Any]:
         """Answers that mean nothing, as `score`."""
 

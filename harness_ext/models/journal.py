@@ -1,0 +1,177 @@
+"""Answers kept as they come, so that a run that is killed goes on where it was.
+
+One file for each set of prompts under one model: its name is a hash of all that the answers follow from, so that another model, dtype,
+override, version or prompt never reads a stale one. It goes when the evaluation has ended well; what stays is what was interrupted. SQLite in
+WAL mode: a process that dies leaves the last whole transaction, and several processes, each with its own prompts, never meet in one file.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Of the files; part of every name."""
+DAYS = 30
+"""After which an interrupted run's file is taken to be given up."""
+
+
+def find_folder() -> Path:
+    """Where the files are: `HARNESS_EXT_CACHE`, or the user's cache folder."""
+    given, cache = os.environ.get("HARNESS_EXT_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "harness_ext"
+
+
+def name_scope(facts: Mapping[str, Any], sequences: Iterable[Sequence[int]]) -> str:
+    """SHA-256 of what answers follow from: facts of the model and the run, and all prompts in their order, as token ids."""
+    found = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
+    for sequence in sequences:
+        found.update(len(sequence).to_bytes(8, "big") + np.asarray(sequence, dtype=">u4").tobytes())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def keeping(journals: list[Journal]) -> Iterator[None]:
+    """Around an evaluation, which puts its journals into the list. Files of one that ended well go when the process ends: by then its
+    results are written. Says on Ctrl-C what is finished and how to go on."""
+    forget_finished()
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept, asked = sum(journal.kept for journal in journals), sum(journal.asked for journal in journals)
+        print(
+            f"\nInterrupted: {kept} of {asked} answers that were begun are kept in {find_folder() / 'interrupted'}. "
+            "The same command goes on from them.",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        for journal in journals:
+            journal.close()
+    _finished.extend(journals)
+
+
+_finished: list[Journal] = []
+
+
+@atexit.register
+def forget_finished() -> None:
+    """Deletes the files of evaluations that ended well."""
+    while _finished:
+        _finished.pop().forget()
+
+
+class Journal:
+    """The answers of one scope, by the number of their prompt. What it cannot keep is lost with a warning, and nothing else."""
+
+    def __init__(self, scope: str, *, asked: int, folder: Path | None = None) -> None:
+        """`asked`: prompts in all."""
+        self.file = (folder or find_folder()) / "interrupted" / f"{scope[:32]}.sqlite"
+        self.asked, self.kept = asked, 0
+        self._connection: sqlite3.Connection | None = None
+        self._connection = self._open()
+
+    def read(self) -> dict[int, Any]:
+        """The answers that are there."""
+        if self._connection is None:
+            return {}
+        try:
+            rows = self._connection.execute("SELECT number, answer FROM answers").fetchall()
+            found = {number: json.loads(answer) for number, answer in rows}
+            self.kept = len(found)
+        except (sqlite3.DatabaseError, ValueError) as error:
+            self._set_aside(error)
+            return {}
+        if found:
+            log.warning(
+                "%d of %d answers are there from an interrupted run: %s (delete it to start anew)", self.kept, self.asked, self.file
+            )
+        return found
+
+    def write(self, answers: Mapping[int, Any]) -> None:
+        """Keeps answers that are JSON; they are on the disk when this returns."""
+        if self._connection is None or not answers:
+            return
+        try:
+            with self._connection:
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?)",
+                    [(number, json.dumps(answer)) for number, answer in answers.items()],
+                )
+            self.kept += len(answers)
+        except sqlite3.Error as error:
+            log.warning("answers are not kept any more, should the run be interrupted: %s: %s", self.file, error)
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the file for the same run to go on from."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def forget(self) -> None:
+        """Deletes the file: the run has ended well."""
+        self.close()
+        for ending in ("", "-wal", "-shm"):
+            self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
+
+    def _open(self) -> sqlite3.Connection | None:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            _drop_old(self.file.parent)
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # locked, or a disk that is full or cannot be written to
+                log.warning("answers are not kept, should the run be interrupted: %s: %s", self.file, error)
+                return None
+            self._set_aside(error)
+            return self._connection
+        except OSError as error:
+            log.warning("answers are not kept, should the run be interrupted: %s", error)
+            return None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.file, timeout=60)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, answer TEXT NOT NULL)")
+            connection.execute("SELECT count(*) FROM answers").fetchone()
+        except sqlite3.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _set_aside(self, error: Exception) -> None:
+        """Puts a damaged file out of the way, and begins a new one."""
+        self.close()
+        aside = self.file.with_name(f"{self.file.name}.damaged-{time.time_ns()}")
+        log.warning("%s is damaged (%s): it is now %s, and its prompts are run again", self.file, error, aside.name)
+        for ending in ("-wal", "-shm"):
+            self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
+        self.file.rename(aside)
+        self._connection = self._connect()
+
+
+def _drop_old(folder: Path) -> None:
+    limit = time.time() - DAYS * 86400
+    for file in folder.iterdir():
+        try:
+            if file.stat().st_mtime < limit:
+                file.unlink()
+        except OSError:  # another process was first
+            continue

@@ -1,0 +1,214 @@
+"""A run that is killed and started again goes on where it was, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_prefix_tree import SEQUENCES
+
+from harness_ext.models.journal import Journal, name_scope
+from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
+
+KILLS = int(os.environ.get("HARNESS_EXT_TEST_KILLS", "1"))
+RUN = """
+import os, sys, json, time
+from harness_ext.models import reader
+from harness_ext.models import journal
+reader.FLUSH, write = 0, journal.Journal.write
+def slowly(self, answers):
+    write(self, answers)
+    time.sleep(0.2 if answers else 0)
+journal.Journal.write = slowly
+import lm_eval, harness_ext
+harness_ext.install()
+from lm_eval.tasks import TaskManager
+from harness_ext.models.hf import HFExtrapolate
+options = json.loads(sys.argv[2])
+lm = HFExtrapolate(pretrained=sys.argv[1], device="cpu", dtype="float32", **options)
+tasks = TaskManager(include_defaults=False, metadata={"lengths": [200, 400], "samples": 3, "depths": 4, "trained_length": 200})
+found = lm_eval.simple_evaluate(model=lm, tasks=sys.argv[3].split(","), task_manager=tasks, bootstrap_iters=0)
+kept = {"results": found["results"], "samples": found["samples"]}
+print("RESUMED", found["config"]["reading"]["resumed"])
+print("FOUND", json.dumps(kept, sort_keys=True, default=str))
+"""
+
+
+def start(folder: Path, cache: Path, options: dict[str, Any], tasks: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HARNESS_EXT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, str(folder), json.dumps(options), tasks]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(run: subprocess.Popen[str]) -> tuple[str, int, str]:
+    """What it found, as bytes are compared; how many answers it did not compute; what it said."""
+    out, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said[-2000:]
+    resumed = int(next(line.split()[1] for line in out.splitlines() if line.startswith("RESUMED")))
+    return next(line for line in out.splitlines() if line.startswith("FOUND")), resumed, said
+
+
+def list_files(cache: Path) -> list[Path]:
+    return sorted((cache / "interrupted").glob("*.sqlite"))
+
+
+def count_kept(cache: Path) -> int:
+    kept = 0
+    for file in list_files(cache):
+        try:
+            with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
+                kept += connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+        except sqlite3.Error:
+            continue
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "tasks"),
+    [
+        ("llama", {"chunk": 64}, "passkey_extrapolate,loss_extrapolate"),
+        ("mamba2", {"chunk": 64}, "passkey_extrapolate"),
+        ("llama", {"batch_size": 2}, "passkey_extrapolate_generate"),
+        ("llama", {"exact": True}, "passkey_extrapolate,passkey_extrapolate_generate"),
+    ],
+)
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
+    family: str, options: dict[str, Any], tasks: str, saved: Any, tmp_path: Path
+) -> None:
+    folder, rng = saved(family), random.Random(0)
+    expected, resumed, _ = finish(start(folder, tmp_path / "whole", options, tasks))
+    assert resumed == 0
+    assert not list_files(tmp_path / "whole")
+    cache, kept = tmp_path / "killed", 0
+    for _ in range(KILLS):
+        run, wanted, begun = start(folder, cache, options, tasks), kept + rng.randint(1, 3), time.monotonic()
+        while run.poll() is None and count_kept(cache) < wanted and time.monotonic() - begun < 120:
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        assert list_files(cache), "it was killed before its end"
+        assert count_kept(cache) >= kept, "nothing that was finished is lost"
+        kept = count_kept(cache)
+    assert kept > 0
+    found, resumed, said = finish(start(folder, cache, options, tasks))
+    assert found == expected
+    assert resumed >= kept
+    assert "from an interrupted run" in said
+    assert not list_files(cache)
+
+
+def test_another_model_override_dtype_or_prompt_reads_nothing_of_an_interrupted_run(saved: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"chunk": 64}
+    run = start(saved("llama"), tmp_path, options, "passkey_extrapolate")
+    while run.poll() is None and count_kept(tmp_path) < 3:
+        time.sleep(0.01)
+    run.kill()
+    run.communicate()
+    assert count_kept(tmp_path) >= 3
+    others = [(saved("llama", hidden_act="gelu"), options), (saved("llama"), {**options, "extend": "linear", "factor": 2.0})]
+    for folder, other in others:
+        assert finish(start(folder, tmp_path, other, "passkey_extrapolate"))[1] == 0
+
+
+def test_ctrl_c_says_what_is_finished_and_how_to_go_on(saved: Any, tmp_path: Path) -> None:
+    run = start(saved("llama"), tmp_path, {"chunk": 64}, "passkey_extrapolate")
+    while run.poll() is None and count_kept(tmp_path) < 2:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "of 24 answers" in said
+    assert "The same command goes on from them" in said
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a database at all, but long enough to be read as one" * 100])
+def test_a_damaged_file_is_set_aside_and_nothing_else_is_lost(
+    damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = Journal("1" * 64, asked=3, folder=tmp_path), Journal("2" * 64, asked=3, folder=tmp_path)
+    for journal in (one, other):
+        journal.write({0: [-1.5, True], 2: [float("-inf"), False]})
+        journal.close()
+    one.file.write_bytes(damage)
+    again = Journal("1" * 64, asked=3, folder=tmp_path)
+    assert again.read() == {}
+    assert ("is damaged" in caplog.text) == bool(damage)
+    again.write({1: "an answer"})
+    assert Journal("1" * 64, asked=3, folder=tmp_path).read() == {1: "an answer"}
+    assert Journal("2" * 64, asked=3, folder=tmp_path).read() == {0: [-1.5, True], 2: [float("-inf"), False]}
+
+
+def test_a_folder_that_cannot_be_written_to_costs_a_warning_and_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "interrupted").write_text("a file where the folder should be")
+    journal = Journal("1" * 64, asked=3, folder=tmp_path)
+    journal.write({0: "x"})
+    assert journal.read() == {}
+    assert "not kept" in caplog.text
+
+
+def test_two_processes_may_write_to_one_file(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from harness_ext.models.journal import Journal\n"
+    code += "j = Journal('1' * 64, asked=400, folder=Path(sys.argv[1]))\n"
+    code += "for n in range(int(sys.argv[2]), 400, 2): j.write({n: n})"
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(first)]) for first in (0, 1)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    assert Journal("1" * 64, asked=400, folder=tmp_path).read() == {number: number for number in range(400)}
+
+
+def test_prompts_that_are_cut_otherwise_are_other_prompts() -> None:
+    assert name_scope({}, [[1, 2], [3]]) != name_scope({}, [[1], [2, 3]])
+    assert name_scope({"a": 1}, [[1]]) != name_scope({"a": 2}, [[1]])
+
+
+@given(SEQUENCES, st.data(), st.booleans())
+@settings(deadline=None)
+def test_what_is_left_stands_on_the_same_tokens_computed_by_the_same_steps(
+    sequences: list[list[int]], data: st.DataObject, cut: bool
+) -> None:
+    wanted = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    batch = Batch(rows=data.draw(st.integers(1, 4)), tokens=data.draw(st.integers(0, 60)), leaves=data.draw(st.integers(0, 20)))
+    schedule = plan(sequences, wanted, batch if cut else Batch(), cut=cut)
+    known = set(data.draw(st.lists(st.integers(0, len(sequences) - 1))))
+    steps = leave_out(schedule, known)
+    assert [step for step in schedule.steps if step in steps] == list(steps)
+    written = {id(step): _below(schedule.steps, number) for number, step in enumerate(schedule.steps)}
+    for number, step in enumerate(steps):
+        assert _below(steps, number) == written[id(step)]
+    left = {read.sequence for step in steps for read in step.reads}
+    assert left >= set(range(len(sequences))) - known
+    if known >= set(range(len(sequences))):
+        assert not steps
+
+
+def _below(steps: Any, number: int) -> list[int]:
+    """For each token that a step stands on, the step that computed it, walked forwards."""
+    cache: list[int] = []
+    aside: dict[int, list[int]] = {}
+    for step in steps[: number + 1]:
+        if step.resume and step.start in aside:
+            cache = aside.pop(step.start)
+        cache = cache[: step.start]
+        if step is steps[number]:
+            assert len(cache) == step.start
+            return cache
+        if step.copy:
+            aside[step.start] = list(cache)
+        if len(step.rows) == 1:
+            cache = cache + [id(step)] * (step.stop - step.start)
+    raise AssertionError
+
+
+def test_whole_prompts_that_are_known_are_left_out() -> None:
+    schedule = plan_whole([[1, 2], [3], [4, 5, 6]], [0, 0, 0], Batch(rows=2, tokens=100))
+    assert [step.rows for step in leave_out(schedule, {2, 0})] == [(1,)]
