@@ -20,7 +20,8 @@ from harness_ext.cells import Length, Unmeasured
 from harness_ext.compare import Asked, compare_methods
 from harness_ext.errors import LengthError, TaskFileError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.controls import Cell, add_controls, build, find_short
+from harness_ext.sweep.controls import Cell, add_controls, build, crop, find_short
+from harness_ext.sweep.fit import Fitted
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.prompts import Prompts
 
@@ -189,14 +190,20 @@ def test_a_cropped_prompt_is_the_end_that_fits_and_would_not_with_a_word_more(
     assert said["needle_kept"] == all(value in cropped.body for value in prompts.facts(0, depth).values)
 
 
-@pytest.mark.parametrize("gap", ["", " "])
-def test_text_with_few_words_or_none_is_cropped_all_the_same(gap: str, evaluate: Any, tmp_path: Path) -> None:
-    """Sentences of 590 letters, of which each is a word, or the last of one."""
-    (tmp_path / "hay").write_text("\n\n".join(f"{gap.join(['ab'] * 290)}{number}." for number in range(200)))
-    results = run(evaluate, lambda *_: True, haystack=str(tmp_path / "hay"), depths=2)
-    cropped = [sample["doc"] for sample in results["samples"]["passkey_extrapolate"] if sample["doc"].get("control") == "cropped"]
-    assert len(cropped) == 2 * 2 * 2
-    assert all(TRAINED - (600 if not gap else 10) < doc["prompt_tokens"] <= TRAINED for doc in cropped)
+@pytest.mark.parametrize("filler", ["ab " * 4000, "ab" * 4000, "ab" * 200 + " ab" * 3000 + "ab" * 900, " ".join(["ab" * 700] * 6)])
+def test_words_of_any_length_are_cropped_before(filler: str) -> None:
+    prompts = load_prompts("byte", "passkey", "noise", 0)
+    document = prompts.document(0, 0.5)
+    body = f"{filler}\n{document.question}"
+    whole = Fitted(body=body, depths=(0.5,), prompt_tokens=prompts.frame.count_prompt(body, document))
+    for tokens in (60, 1000, 4000, 7000):
+        cropped = crop(document, whole, tokens, prompts.frame)
+        before = body.removesuffix(cropped.body)
+        assert before + cropped.body == body
+        assert cropped.prompt_tokens == count("byte", prompts, document, cropped.body) <= tokens
+        assert count("byte", prompts, document, before.split()[-1] + " " + cropped.body) > tokens
+    with pytest.raises(LengthError, match="question alone takes more"):
+        crop(document, whole, 30, prompts.frame)
 
 
 @settings(max_examples=40, deadline=None)
