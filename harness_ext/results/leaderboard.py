@@ -312,7 +312,7 @@ def build_site(results: Path, folder: Path, processes: int = 1) -> Site:
             continue
         _write(data / f"run-{key}.js", to_script(f"run-{key}", shown.detail, records=f"records/{key}.jsonl"))
         if shown.whole is None:
-            shutil.copyfile(path, records / f"{key}.jsonl")
+            _place(path, records / f"{key}.jsonl")
         else:
             (records / f"{key}.jsonl").write_bytes(shown.whole)
     if not board.entries:
@@ -326,6 +326,14 @@ def build_site(results: Path, folder: Path, processes: int = 1) -> Site:
     for name, page in (("page.css", "page.css"), ("page.js", "page.js"), ("index.html", "page.html")):
         _write(folder / name, (SITE / page).read_text("utf-8"))
     return Site(rows=len(board.entries), runs=len(board.list_shown()), problems=tuple(problems))
+
+
+def _place(source: Path, target: Path) -> None:
+    """The same file under another name, since records are never written to; a copy where the two are on different disks."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def describe_charts() -> Row:
