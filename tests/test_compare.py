@@ -377,7 +377,7 @@ def test_without_altair_a_line_says_so_and_the_rest_is_written(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("altair", "vl_convert") else find(name))
     publish(found, tmp_path)
-    assert "pip install 'harness_ext[charts]'" in capsys.readouterr().err
+    assert "pip install 'harness_ext[report]'" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["compare.md"]
     monkeypatch.undo()
     publish(found, tmp_path)

@@ -1,4 +1,4 @@
-"""Scores against length, as a figure. altair and vl-convert are an extra (`harness_ext[charts]`), so they are imported when used."""
+"""Scores against length, as a figure. altair and vl-convert are an extra (`harness_ext[report]`), so they are imported when used."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def save_comparison(comparison: Comparison, folder: Path) -> list[Path]:
     """
     missing = [name for name in ("altair", "vl_convert") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ComparisonError(f"{missing[0]} draws the figure and is not installed: pip install 'harness_ext[charts]'")
+        raise ComparisonError(f"{missing[0]} draws the figure and is not installed: pip install 'harness_ext[report]'")
     if not list_points(comparison):
         raise ComparisonError("no length was measured")
     chart = draw_comparison(comparison)
