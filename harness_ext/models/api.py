@@ -276,7 +276,13 @@ class ApiExtrapolate(LocalCompletionsAPI):
             )
         if self._flaw is None and requests:
             prompts = [self.tok_encode(text) for text in canary.TEXTS]
-            found = canary.find_flaw(lambda ids: self._ask_echo(ids, tops=2), prompts, self.tokenizer, self._spelling)
+            found = canary.find_flaw(
+                lambda ids: self._ask_echo(ids, tops=2),
+                [ids for ids in prompts if self._word(ids)],
+                self.tokenizer,
+                self._spelling,
+                can_ask=lambda ids: self._word(ids) is not None,
+            )
             self._flaw = found or ""
         if self._flaw:
             raise ModelError(f"the log-likelihoods of {self._server.url} cannot be believed: {self._flaw}; {_name_instead(names)}")
@@ -339,12 +345,13 @@ class ApiExtrapolate(LocalCompletionsAPI):
                 return
             if self._ceiling.find(size) is not None:
                 continue
-            seen = [look(index, changed) for changed in (False, False, True)]
-            failed = next((one for one in seen if isinstance(one, Unmeasured)), None)
-            if failed is not None:
-                self._ceiling.note(size, failed)
+            seen = list[canary.Seen]()
+            while len(seen) < 3 and not isinstance(found := look(index, len(seen) == 2), Unmeasured):
+                seen.append(found)
+            if len(seen) < 3:
+                self._ceiling.note(size, found)
                 continue
-            if canary.tells_apart(*seen):  # type: ignore[arg-type]
+            if canary.tells_apart(*seen):
                 self._proven = size
                 return
             said = f"the end of a prompt of {size} tokens is the same with another beginning"
@@ -356,7 +363,12 @@ class ApiExtrapolate(LocalCompletionsAPI):
             self._ceiling.note(size, Unmeasured("backend_limit", reason))
 
     def _ask_echo(self, ids: Sequence[int], tops: int = 1) -> answers.Echo | Unmeasured:
-        payload = self._create_payload(self._word(ids), generate=False, seed=self._seed) | {"logprobs": tops}
+        question = self._word(ids)
+        if question is None:
+            return Unmeasured(
+                "interrupted", "the prompt's text has other tokens than the prompt; leave tokenized_requests=False out"
+            )
+        payload = self._create_payload(question, generate=False, seed=self._seed) | {"logprobs": tops}
         return self._server.ask(payload, lambda found: answers.read_echo(found, ids, self._spelling), tokens=len(ids))
 
     def _ask_text(
@@ -380,13 +392,11 @@ class ApiExtrapolate(LocalCompletionsAPI):
         return self._server.ask(payload, lambda found: answers.read_text(found, sent=sent, chat=self.chat))
 
     def _word(self, ids: Sequence[int]) -> Any:
-        """A scored prompt as it goes out. Raises ModelError where it has to be text, and the text has other tokens."""
+        """A scored prompt as it goes out; None where it has to be text, and the text has other tokens."""
         if self.tokenized_requests:
             return list(ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        if self.tok_encode(text) != list(ids):
-            raise ModelError("a prompt's text has other tokens than the prompt; leave tokenized_requests=False out")
-        return text
+        return text if self.tok_encode(text) == list(ids) else None
 
     def _meet(self) -> canary.Habits:
         def ask(as_text: bool, text: str, first: bool) -> answers.Text | Unmeasured:
@@ -400,6 +410,15 @@ class ApiExtrapolate(LocalCompletionsAPI):
         return canary.meet(ask, count, server=self._server.url, as_text=ways)
 
     # ------------------------------------------------------------------ tokens
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
+        """lm_eval's. Raises ModelError where a chat server would have to go on from the beginning of an answer, as scored tasks want."""
+        if self.chat and not add_generation_prompt:
+            raise ModelError(
+                "chat completions give no log-likelihoods, and begin every answer by themselves; in place of a task that is scored, use "
+                "the one of its name that ends in _generate (passkey_extrapolate_generate)"
+            )
+        return super().apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
 
     def _encode_context(self, context: Any) -> list[int]:
         """Token ids of a prompt to generate after; of a chat, as the tokenizer's own template lays it out, where it has one."""

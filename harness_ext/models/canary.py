@@ -51,13 +51,21 @@ class Habits:
     """Whether it says how likely the first tokens of an answer are."""
 
 
-def find_flaw(ask: AskEcho, prompts: Sequence[Sequence[int]], tokenizer: Any, spelling: Spelling) -> str | None:
+def find_flaw(
+    ask: AskEcho,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    spelling: Spelling,
+    *,
+    can_ask: Callable[[Sequence[int]], bool],
+) -> str | None:
     """What is wrong with a server's echoed log-probabilities; None where they are right.
 
     After a prompt the server generates its likeliest token, and says how likely it and the next likeliest are. Each of the two is
     put at the end of the prompt, and scored: it has to have the same log-probability there, the first has to be the likeliest, the
     other not, and the tokens before have to keep theirs. A shift by one place, log-probabilities of other tokens, or the likeliest
-    in place of the one that is there cannot pass; where neighbours are about as likely, another prompt decides.
+    in place of the one that is there cannot pass; where neighbours are about as likely, another prompt decides. `can_ask`: whether
+    tokens can go out as they are.
     """
     named: dict[str, list[int]] = {}
     checked = 0
@@ -72,6 +80,8 @@ def find_flaw(ask: AskEcho, prompts: Sequence[Sequence[int]], tokenizer: Any, sp
             named = named or _name_tokens(tokenizer, spelling)
             found = None
             for token in _find_tokens(text, named):
+                if not can_ask([*ids, token]):
+                    continue
                 found = ask([*ids, token])
                 if isinstance(found, Unmeasured):
                     return found.reason

@@ -47,6 +47,8 @@ FINAL = {
 """Statuses that no other prompt will change, and what to do."""
 AGAIN = frozenset({408, 409, 425, 429})
 """Statuses below 500 that another attempt may change."""
+HIDDEN = b"***"
+"""In place of the key, wherever a server repeats it."""
 SAID = 300
 """Characters of what a server said that are repeated."""
 MOST_BYTES = 1 << 20
@@ -131,7 +133,7 @@ class Server:
                 stream=True,
                 allow_redirects=False,
             ) as response:
-                text = _read_body(response.raw, end, most)
+                text = _read_body(response.raw, end, most).replace(self._key.encode() or HIDDEN, HIDDEN)
                 status, kind = response.status_code, response.headers.get("Content-Type", "")
                 wait = _read_wait(response.headers.get("Retry-After"))
         except requests.exceptions.Timeout:
@@ -174,7 +176,7 @@ class Server:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         if self._key:
-            text = text.replace(self._key, "***")
+            text = text.replace(self._key, HIDDEN.decode())
         line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * SAID]).split())
         return (line[:SAID] + " …" if len(line) > SAID else line) or "nothing"
 
