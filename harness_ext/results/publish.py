@@ -245,6 +245,7 @@ def _make_task(output: Output, task: TaskOutput, cells: Sequence[Cell]) -> Task:
         settings |= {name: output.results[name]} if output.results.get(name) else {}
     kind, _, source = str(settings["haystack"]).rpartition(":")
     settings["haystack"] = f"{kind}:{strip_paths(source)}" if kind else source
+    settings["haystack_source"] = strip_paths(settings.get("haystack_source"))
     return Task(
         evaluation_name=task.name,
         version=str(output.results["versions"].get(task.name)),
