@@ -181,7 +181,7 @@ def _cells(
                         log_likelihood=-0.5 if right else -9.5,
                         tokens=5,
                         prompt_tokens=length,
-                        fingerprint=f"{index:016x}",
+                        fingerprint=f"{seed:08x}{index:08x}",
                     )
                     for index, right in enumerate(answers)
                 ]

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hostile import SCRIPTS, make_corpus
 from made_runs import LOSS, NIAH, PASSKEY, make_many, make_run
 
-from harness_ext.results.leaderboard import build_site
+from harness_ext.results.leaderboard import build_site, name_run
+from harness_ext.results.paired import compare_runs
 from harness_ext.results.report import Shown, write_report
+from harness_ext.results.statistics import holm
 from harness_ext.results.store import write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright, which is not installed")
@@ -47,7 +50,7 @@ def open_page(chromium: Any) -> Iterator[Opened]:
         page.on("request", lambda request: page.asked.append(request.url.partition("#")[0].rpartition("/")[2]))
         page.on("request", lambda request: wrong.append(request.url) if not request.url.startswith("file://") else None)
         page.on("requestfailed", lambda request: wrong.append(f"failed: {request.url}"))
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(file.as_uri())
         page.wait_for_selector(ready)
@@ -168,6 +171,7 @@ def test_a_row_opens_to_its_figures_numbers_controls_records_and_command(open_pa
     assert opened.locator("figcaption > span:first-child").all_inner_texts() == [
         "Score against length, with its controls",
         "Score by depth and length",
+        "Score by depth past 1×",
     ]
     assert "needle absent" in opened.locator(".numbers").first.inner_text()
     assert opened.locator(".numbers").nth(1).locator("tbody tr").count() == 7
@@ -207,13 +211,85 @@ def test_picked_runs_are_laid_over_each_other_and_the_address_keeps_them(open_pa
     legend = page.locator("#overlay .chart").first.inner_text()
     assert all(name in legend for name in ("lab/rope · none", "lab/rope · yarn ×8", "lab/biased · none"))
     assert page.evaluate("document.activeElement.id") == "compared-title"
-    assert page.locator("#overlay table tbody tr").count() == 3
+    assert page.locator("#overlay table").first.locator("tbody tr").count() == 3
     again = open_page(Path(site), ready=READY)
     again.goto(page.url)
     again.reload()
     again.locator("#overlay figure >> nth=3 >> svg").wait_for()
     page.click("#clear")
     assert not page.locator("#compared").is_visible()
+
+
+def show_pairs(open_page: Opened, folder: Path, *runs: Any) -> Any:
+    for run in runs:
+        write_run(folder / "results", run)
+    build_site(folder / "results", folder / "site")
+    page = open_page(folder / "site" / "index.html")
+    for box in page.get_by_role("checkbox").all():
+        box.check()
+    page.click("#compare")
+    page.locator("#overlay .reading").first.wait_for()
+    return page
+
+
+def test_picked_runs_are_tested_in_pairs_with_the_numbers_of_compare_runs(open_page: Opened, tmp_path: Path) -> None:
+    runs = [
+        make_run("lab/rope", reach=1.1, n=100, controls=True),
+        make_run("lab/rope", "linear", reach=2.5, n=100, unmeasured={8: "out_of_memory"}),
+        make_run("lab/rope", "ntk", reach=3, n=100),
+        make_run("lab/rope", "yarn", reach=3.2, n=100, tasks=(PASSKEY, NIAH)),
+        make_run("lab/wide", reach=3, n=100, trained=512, multiples=[0.25, 0.5, 1, 2]),
+    ]
+    page = show_pairs(open_page, tmp_path, *runs)
+    shown = {}
+    for row in page.locator("#overlay table").last.locator("tbody tr").all():
+        first, second = row.locator("th").inner_text().split(" :\n")
+        shown[first, second] = row.locator("td[data-p]").evaluate_all(
+            "(cells) => cells.map(({ innerText, dataset: d }) => [innerText.split('\\n')[0], d.p, d.haystacks, d.pHolm, d.haystacksHolm])"
+        )
+    assert len(shown) == 10
+    by_name = {name_run(run.run): run for run in runs}
+    tests = {pair: [test for test in compare_runs(*map(by_name.get, pair)) if test.p is not None] for pair in shown}
+    family = [test for pair in shown for test in tests[pair]]
+    corrected = iter(zip(holm([test.p or 0 for test in family]), holm([test.p_haystacks or 0 for test in family]), strict=True))
+    assert max(test.only_first + test.only_second for test in family) > 1074, "2^-n alone would be 0"
+    for pair, found in shown.items():
+        past = [tuple(cell) for cell in found][:1]
+        for test, (counts, *values) in zip(tests[pair], [*found[1:], *past], strict=True):
+            assert counts == f"{test.only_first} : {test.only_second}"
+            assert [*map(float, values)] == pytest.approx([test.p, test.p_haystacks, *next(corrected)], rel=1e-9, abs=1e-12)
+    assert f"the {len(family)} tests of this table" in page.locator("#overlay .reading").first.inner_text()
+    page.select_option("#task", label=NIAH)
+    playwright.expect(page.locator("#overlay table")).to_have_count(1)
+
+
+def test_runs_of_other_prompts_are_not_tested_and_words_say_why(open_page: Opened, tmp_path: Path) -> None:
+    runs = [make_run("lab/a"), make_run("lab/b"), make_run("lab/other", seed=1), make_run("lab/fewer", n=5)]
+    page = show_pairs(open_page, tmp_path, *runs, make_run("lab/short", multiples=[0.25]))
+    assert page.locator("#overlay table").last.locator("tbody th").all_inner_texts() == ["lab/a · none :\nlab/b · none"]
+    other, none = page.locator("#overlay .reading").all_inner_texts()[1:]
+    assert other.startswith("Not compared, for they were not given the same prompts")
+    assert all(f"{one} · none" in other for one in ("lab/a", "lab/b", "lab/other", "lab/fewer"))
+    assert none.startswith("Not compared, for no length was measured on both: ")
+    assert none.count("lab/short · none") == 4
+
+
+def test_a_run_has_one_colour_in_every_figure_and_a_name_that_is_its_alone(open_page: Opened, tmp_path: Path) -> None:
+    model = make_run("lab/twin").run.model_info
+    ended = make_run("lab/a", unmeasured={2: "hard_limit", 4: "hard_limit", 8: "hard_limit"})
+    twins = [
+        make_run("lab/twin", seed=seed, model_info=msgspec.structs.replace(model, dtype=dtype)) for seed, dtype in enumerate("xy")
+    ]
+    page = show_pairs(open_page, tmp_path, ended, *twins)
+    page.locator("#overlay figure >> nth=4 >> svg").wait_for()
+    names = {"lab/a · none", *(f"lab/twin · none ({run.run.evaluation_id[:8]})" for run in twins)}
+    colours = []
+    for chart in (page.locator("#overlay .chart").first, page.locator("#overlay .chart").last):
+        texts = [text for text in chart.locator(".role-legend-label text").all_text_contents() if text.startswith("lab/")]
+        assert set(texts) == names
+        marks = chart.locator(".role-legend-symbol path").evaluate_all("(marks) => marks.map((mark) => mark.getAttribute('fill'))")
+        colours.append(dict(zip(texts, marks, strict=True)))
+    assert colours[0] == colours[1]
 
 
 def test_everything_is_reached_by_keyboard(open_page: Opened, site: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
 from made_runs import LOSS, NIAH, PASSKEY, make_run
 
 from harness_ext.cli import main
+from harness_ext.results.leaderboard import name_run
+from harness_ext.results.paired import compare_runs
 from harness_ext.results.report import Shown, make_page, write_report
+from harness_ext.results.statistics import holm
 from harness_ext.results.store import write_run
 from harness_ext.results.terminal import Screen, show_runs
 
@@ -40,6 +44,36 @@ def test_what_is_not_measurable_says_why_and_no_number() -> None:
     assert "NoLiMa: not measurable, fails inside its own window" in " ".join(text.split())
 
 
+def test_every_two_runs_on_the_same_prompts_are_tested_in_one_table_a_task() -> None:
+    runs = [make_run("lab/rope", method, reach=reach) for method, reach in (("none", 1.1), ("linear", 2), ("yarn", 4))]
+    lines = show_runs(runs, Screen()).splitlines()
+    start = lines.index(f"{PASSKEY}, two runs on the same prompts")
+    assert "over the 18 tests of this table" in " ".join(lines[start:])
+    pairs = list(itertools.combinations(runs, 2))
+    tests = [compare_runs(*pair) for pair in pairs]
+    corrected = holm([test.p_haystacks or 0 for group in tests for test in group])
+    for number, ((first, second), group) in enumerate(zip(pairs, tests, strict=True)):
+        place = lines.index(f"  {name_run(first.run)} : {name_run(second.run)}", start)
+        for row, test, p in zip(lines[place + 1 :], group, corrected[6 * number :], strict=False):
+            assert f"{test.only_first} : {test.only_second}  p {p:.2g} " in row
+        assert "past the trained length" in lines[place + 6]
+
+
+def test_runs_of_other_prompts_are_named_in_a_line_and_nothing_else_is_lost() -> None:
+    runs = [make_run("lab/a", tasks=(PASSKEY, LOSS)), make_run("lab/b", tasks=(PASSKEY, LOSS)), make_run("lab/c", seed=1)]
+    text = " ".join(show_runs(runs, Screen()).split())
+    assert "lab/a · none : lab/b · none 128" in text
+    assert text.count("not compared: ") == 2
+    assert "not compared: lab/a none and lab/c none were given different prompts" in text
+    assert f"{LOSS}, two runs" not in text
+
+
+def test_one_run_has_no_pairs_and_too_many_are_not_tested() -> None:
+    assert "same prompts" not in show_runs([make_run()], Screen())
+    many = [make_run(f"lab/{number}", multiples=[1, 2], depths=(0.5,)) for number in range(13)]
+    assert f"{PASSKEY}: 13 runs; at most 12 are tested in pairs" in show_runs(many, Screen())
+
+
 def test_colours_are_for_terminals_and_blocks_for_those_that_have_them() -> None:
     run = make_run(unmeasured={8: "hard_limit"})
     assert "\033[" in show_runs([run], Screen(colour=True))
@@ -55,6 +89,7 @@ def test_a_figure_a_task_and_a_heat_map_a_run_are_written(tmp_path: Path) -> Non
     assert {file.name for file in files} == {
         "report.html",
         *(f"{name}.{kind}" for name in (PASSKEY, NIAH, LOSS) for kind in ("png", "svg")),
+        *(f"{name}-profile.{kind}" for name in (PASSKEY, NIAH) for kind in ("png", "svg")),
         *(f"{name}-depths-{number}.{kind}" for name in (PASSKEY, NIAH) for number in (1, 2) for kind in ("png", "svg")),
     }
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files if file.suffix == ".png")

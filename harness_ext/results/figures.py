@@ -29,6 +29,8 @@ INTERVAL = {
 """Metric → a 95 % interval in words, as Vega computes it."""
 CONTROLS = {"no_haystack": "no haystack", "needle_absent": "needle absent", "cropped": "cropped", "short": "short, same override"}
 """Control → as the figure calls it."""
+ROW = 17
+"""Pixels of a heat map's row."""
 DARK_COLOURS = ("#4FA3DE", "#F0803C", "#2FBF93", "#E29BC3", "#F0B93A", "#8CCDF5", "#F2F2F2", "#F0E442")
 """`COLOURS`, lightened for a dark page: Okabe and Ito's black turned white, and their own yellow where a light page has brown."""
 
@@ -59,22 +61,28 @@ MUTED, PAST, SERIES, PLACES = {"expr": "muted"}, {"expr": "past"}, {"expr": "ser
 
 @functools.cache
 def make_specs() -> dict[str, Spec]:
-    """Name → specification: scores, losses, and scores with their controls, each against the multiple or the length; and a heat map."""
+    """Name → specification: scores, losses, and scores with their controls, each against the multiple or the length; and by depth."""
     fields = ("multiple", "length")
     specs = {f"{metric}-{field}": draw_curve(metric, field) for metric in ("exact", "loss") for field in fields}
     specs |= {f"controls-{field}": draw_curve("exact", field, controls=True) for field in fields}
-    return {**specs, "heat": draw_heat()}
+    return {**specs, "heat": draw_heat(), "profile": draw_profile()}
 
 
-def fill(spec: Spec, theme: str = "light", width: int | None = None, title: str = "", **data: Sequence[Row]) -> Spec:
-    """The specification with its data, as page.js does it in the browser; `width` in pixels, or as wide as what it stands in."""
-    series = [*dict.fromkeys(row["series"] for row in data.get("points", ()))]
-    multiples = [row["multiple"] for row in data.get("points", ())]
-    places = {1, *multiples} if None not in multiples else {row["length"] for row in data["points"]}
-    named = {"series": series, "places": sorted(places)}
+def fill(
+    spec: Spec, theme: str = "light", width: int | None = None, title: str = "", series: Sequence[str] = (), **data: Sequence[Row]
+) -> Spec:
+    """The specification with its data, as page.js does it in the browser; `width` in pixels, or as wide as what it stands in.
+
+    `series` are the names of the lines, where another figure has lines that this one may lack: they keep their colours.
+    """
+    points = data.get("points", ())
+    multiples: list[Any] = [row.get("multiple") for row in points]
+    places = {1, *multiples} if None not in multiples else {row.get("length", 0) for row in points}
+    named = {"series": [*(series or dict.fromkeys(row["series"] for row in points))], "places": sorted(places)}
     params = [*THEMES[theme]["params"], *({"name": name, "value": value} for name, value in named.items())]
     filled = {**spec, **THEMES[theme], "params": params, "datasets": data}
     filled |= {"width": width} if width else {}
+    filled |= {"height": ROW * len({row["depth"] for row in data["cells"]})} if "cells" in data else {}
     return filled | ({"title": title} if title else {})
 
 
@@ -85,11 +93,7 @@ def draw_curve(metric: str, field: str, controls: bool = False) -> Spec:
     """
     import altair as alt
 
-    legend = alt.Legend(orient="bottom", columns=1, symbolOpacity=1, symbolSize=70, symbolStrokeWidth=0)
-    colour = alt.Color("series:N", title=None, legend=legend).scale(domain=SERIES)
-    mark = alt.Shape("series:N", title=None, legend=legend).scale(domain=SERIES, range=choose_styles(MARKS, LINES))
-    dash = alt.StrokeDash("series:N", title=None, legend=None).scale(domain=SERIES, range=choose_styles(DASHES, LINES))
-
+    colour, mark, dash = _tell_apart()
     multiples = field == "multiple"
     title = {
         ("exact", True): "length, as a multiple of the trained length",
@@ -168,6 +172,43 @@ def _draw_controls(x: Any, y: Any) -> Any:
     )
 
 
+def draw_profile() -> Spec:
+    """Score against depth in the data `points`, a line a run, its intervals as bands."""
+    import altair as alt
+
+    colour, mark, dash = _tell_apart()
+    x = alt.X("depth:Q", title="depth of the needle").scale(domain=[0, 1]).axis(format="%", tickCount=5, grid=False)
+    y = alt.Y("score:Q", title="exact matches").scale(domain=[0, 1]).axis(format="%", tickCount=5, domain=False, ticks=False)
+    tooltip = [
+        alt.Tooltip("series:N", title="run"),
+        alt.Tooltip("depth:Q", format=".0%"),
+        alt.Tooltip("score:Q", title="exact matches", format=".1%"),
+        alt.Tooltip("interval:N", title="95 %"),
+        alt.Tooltip("n:Q", title="prompts", format=",d"),
+    ]
+    points = alt.Chart(alt.NamedData("points")).transform_calculate(interval=INTERVAL["exact"]).encode(x=x, color=colour)
+    return _finish(
+        alt.layer(
+            points.mark_area(opacity=0.15).encode(y=alt.Y("low:Q").title("exact matches"), y2="high:Q"),
+            points.mark_line(strokeWidth=2).encode(y=y, strokeDash=dash),
+            points.mark_point(filled=True, opacity=1, size=40).encode(y=y, shape=mark, tooltip=tooltip),
+        ),
+        180,
+    )
+
+
+def _tell_apart() -> tuple[Any, Any, Any]:
+    """Colour, mark and dashes of each run in `series`, under one legend."""
+    import altair as alt
+
+    legend = alt.Legend(orient="bottom", columns=1, symbolOpacity=1, symbolSize=70, symbolStrokeWidth=0)
+    return (
+        alt.Color("series:N", title=None, legend=legend).scale(domain=SERIES),
+        alt.Shape("series:N", title=None, legend=legend).scale(domain=SERIES, range=choose_styles(MARKS, LINES)),
+        alt.StrokeDash("series:N", title=None, legend=legend).scale(domain=SERIES, range=choose_styles(DASHES, LINES)),
+    )
+
+
 def draw_heat() -> Spec:
     """Depth against length in the data `cells`, one run: its shares as colours and numbers; a slash where it could not be run."""
     import altair as alt
@@ -205,11 +246,11 @@ def draw_heat() -> Spec:
             missing.mark_rect(fill=PAST).encode(tooltip=tooltip),
             missing.mark_point(shape=SLASH, stroke=MUTED, strokeWidth=1.2, size=200),
         ),
-        {"step": 17},
+        ROW,
     )
 
 
-def _finish(chart: Any, height: Any) -> Spec:
+def _finish(chart: Any, height: int) -> Spec:
     import altair as alt
 
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")

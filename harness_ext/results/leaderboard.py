@@ -7,6 +7,7 @@ stands in records reaches the page as data alone: as JSON inside a JavaScript st
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.resources
 import importlib.util
 import json
@@ -23,6 +24,7 @@ import msgspec
 
 from harness_ext.errors import ReportError
 from harness_ext.results import figures
+from harness_ext.results.aggregate import profile_depths
 from harness_ext.results.records import Cell, Curve, PublishedRun, Run, ScoreDetails, Task
 from harness_ext.results.store import Problem, list_files, read_file, to_bytes
 
@@ -78,6 +80,34 @@ def list_cells(cells: Iterable[Cell]) -> list[Row]:
     ]
 
 
+def list_depths(cells: Sequence[Cell]) -> list[Row]:
+    """A row a depth, for its profile: the score there over all lengths past the trained length."""
+    return [{"depth": depth, **_say_score(details)} for depth, details in profile_depths(cells).items()]
+
+
+def list_prompts(task: Task, cells: Iterable[Cell]) -> list[Row]:
+    """A row a measured length: what was asked, as one fingerprint, and each haystack's answers, depth by depth, 1 for an exact one.
+
+    Runs whose fingerprints are equal were given the same prompts there, in this order; so their answers pair. None for a loss.
+    """
+    measured = {point.length for point in task.curve.points if point.outcome == "measured"} if task.metric == "exact" else set()
+    by_length: dict[int, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.length, cell.depth or 0)):
+        if cell.control is None and cell.length in measured and cell.prompts:
+            by_length.setdefault(cell.length, []).append(cell)
+    rows = []
+    for length, group in by_length.items():
+        answers: dict[int, str] = {}
+        asked = hashlib.sha256()
+        for cell in group:
+            prompts = sorted(cell.prompts, key=lambda prompt: prompt.sample)
+            for prompt in prompts:
+                answers[prompt.sample] = answers.get(prompt.sample, "") + ("1" if prompt.verdict == "exact" else "0")
+            asked.update(msgspec.json.encode((cell.depth, [(prompt.sample, prompt.fingerprint) for prompt in prompts])))
+        rows.append({"length": length, "fingerprint": asked.hexdigest()[:KEY], "sample": [*answers], "exact": [*answers.values()]})
+    return rows
+
+
 def name_override(run: Run) -> str:
     """`none`, or the method and how far it was to reach."""
     factor = run.override.factor
@@ -87,6 +117,13 @@ def name_override(run: Run) -> str:
 def name_run(run: Run) -> str:
     """As figures call it."""
     return f"{run.model_info.id} · {name_override(run)}"
+
+
+def name_runs(runs: Sequence[Run]) -> list[str]:
+    """Each by a name that is its alone: one line of a figure is one run."""
+    names = [name_run(run) for run in runs]
+    ids = [f" ({run.evaluation_id[:8]})" if names.count(name) > 1 else "" for run, name in zip(runs, names, strict=True)]
+    return [name + more for name, more in zip(names, ids, strict=True)]
 
 
 def _say_score(details: ScoreDetails | None) -> Row:
@@ -122,7 +159,7 @@ def detail_run(published: PublishedRun) -> Row:
     }
 
 
-def _detail_task(task: Task, cells: Iterable[Cell]) -> Row:
+def _detail_task(task: Task, cells: Sequence[Cell]) -> Row:
     curve = task.curve
     return {
         "metric": task.metric,
@@ -137,6 +174,8 @@ def _detail_task(task: Task, cells: Iterable[Cell]) -> Row:
         "points": _to_columns(list_points(task)),
         "controls": _to_columns(list_controls(task)),
         "cells": _to_columns(list_cells(cells)),
+        "profile": _to_columns(list_depths(cells)),
+        "prompts": _to_columns(list_prompts(task, cells)),
     }
 
 

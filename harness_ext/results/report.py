@@ -13,10 +13,20 @@ import msgspec
 
 from harness_ext.errors import ReportError
 from harness_ext.results import figures, leaderboard
-from harness_ext.results.leaderboard import SITE, Board, Row, list_cells, list_controls, list_points, name_run, to_script
+from harness_ext.results.leaderboard import (
+    SITE,
+    Board,
+    Row,
+    list_cells,
+    list_controls,
+    list_depths,
+    list_points,
+    name_runs,
+    to_script,
+)
 from harness_ext.results.records import PublishedRun
 
-WIDTHS = {"curve": 560, "depths": 420}
+WIDTHS = {"curve": 560, "depths": 420, "profile": 420}
 """Kind of figure → pixels of its plot."""
 
 
@@ -53,22 +63,26 @@ def write_report(runs: Sequence[Shown], folder: Path) -> list[Path]:
 
 
 def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
-    """File name and specification of each figure: a curve a task, all runs in it, and a heat map a task and run."""
+    """File name and specification of each figure: of each task a curve and a depth profile, all runs in both, and a heat map a run."""
     specs = figures.make_specs()
-    for name in dict.fromkeys(task.evaluation_name for shown in runs for task in shown.published.run.tasks):
-        having = [(shown.published, task) for shown in runs for task in shown.published.run.tasks if task.evaluation_name == name]
-        points: list[Row] = [{**point, "series": name_run(run.run)} for run, task in having for point in list_points(task)]
+    named = [*zip((shown.published for shown in runs), name_runs([shown.published.run for shown in runs]), strict=True)]
+    for name in dict.fromkeys(task.evaluation_name for run, _ in named for task in run.run.tasks):
+        having = [(run, label, task) for run, label in named for task in run.run.tasks if task.evaluation_name == name]
+        points: list[Row] = [{**point, "series": label} for _, label, task in having for point in list_points(task)]
         field = "multiple" if all(point["multiple"] is not None for point in points) else "length"
-        controls = list_controls(having[0][1]) if len(having) == 1 else []
+        controls = list_controls(having[0][2]) if len(having) == 1 else []
         data = {"points": points, "controls": controls} if controls else {"points": points}
-        kind = "controls" if controls else having[0][1].metric
-        yield _safe(name), _paint(specs[f"{kind}-{field}"], WIDTHS["curve"], name, **data)
-        for number, (run, _) in enumerate(having, 1):
-            cells = list_cells(cell for cell in run.cells if cell.evaluation_name == name)
-            if cells:
-                title = f"{name}: {name_run(run.run)}"
+        kind = "controls" if controls else having[0][2].metric
+        yield _safe(name), _paint(specs[f"{kind}-{field}"], WIDTHS["curve"], name, [label for _, label, _ in having], **data)
+        cells = {label: [cell for cell in run.cells if cell.evaluation_name == name] for run, label, _ in having}
+        profile: list[Row] = [{**row, "series": label} for label, own in cells.items() for row in list_depths(own)]
+        if profile:
+            filled = _paint(specs["profile"], WIDTHS["profile"], f"{name}, all lengths past 1×", [*cells], points=profile)
+            yield f"{_safe(name)}-profile", filled
+        for number, (label, own) in enumerate(cells.items(), 1):
+            if rows := list_cells(own):
                 file = f"{_safe(name)}-depths" + (f"-{number}" if len(having) > 1 else "")
-                yield file, _paint(specs["heat"], WIDTHS["depths"], title, cells=cells)
+                yield file, _paint(specs["heat"], WIDTHS["depths"], f"{name}: {label}", (), cells=rows)
 
 
 def make_page(runs: Sequence[Shown]) -> str:
@@ -98,9 +112,9 @@ def make_page(runs: Sequence[Shown]) -> str:
     return page
 
 
-def _paint(spec: figures.Spec, width: int, title: str, **data: Sequence[Row]) -> figures.Spec:
+def _paint(spec: figures.Spec, width: int, title: str, series: Sequence[str], **data: Sequence[Row]) -> figures.Spec:
     """A figure that stands alone, on white."""
-    painted = figures.fill(spec, "light", width, title, **data)
+    painted = figures.fill(spec, "light", width, title, series, **data)
     return {**painted, "background": "white", "padding": 12}
 
 

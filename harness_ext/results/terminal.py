@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
+from harness_ext.errors import PairingError
 from harness_ext.results.figures import CONTROLS
-from harness_ext.results.leaderboard import RULES, name_override
+from harness_ext.results.leaderboard import RULES, name_override, name_runs
+from harness_ext.results.paired import PairedTest, compare_runs
 from harness_ext.results.records import Cell, EffectiveLength, Point, PublishedRun, Run, ScoreDetails, Task
+from harness_ext.results.statistics import holm
 
 WIDEST = 40
 """Columns of a bar, where the terminal has room."""
+MOST = 12
+"""Runs that are tested in pairs, as many as the page lays over each other."""
 BLOCKS, LETTERS = ("█", "▓", "░", "─"), ("#", "+", ".", "-")
 """Up to the interval's lower end, from there to the score, from there to the upper end; and the rule at the trained length."""
 HEAT = ((54, 231), (61, 231), (30, 231), (71, 16), (220, 16))
@@ -30,8 +39,8 @@ class Screen:
 
 
 def show_runs(runs: Sequence[PublishedRun], screen: Screen) -> str:
-    """All of it: a run after the other, each task with its curve, its effective lengths and its heat map."""
-    return "\n".join(line for published in runs for line in (*_show_run(published, screen), ""))
+    """All of it: a run after the other, each task with its curve, its effective lengths and its heat map; and every two, tested."""
+    return "\n".join([line for published in runs for line in (*_show_run(published, screen), "")] + [*_show_pairs(runs, screen)])
 
 
 def draw_bar(details: ScoreDetails, width: int, screen: Screen) -> str:
@@ -102,6 +111,78 @@ def _show_heat(cells: Sequence[Cell], screen: Screen) -> Iterator[str]:
             yield f"  {100 * depth:>4.0f} %  " + "".join(_draw_cell(found.get((depth, length)), column, screen) for length in block)
     if any(cell.outcome != "measured" for cell in swept):
         yield f"  {_unmeasured(screen)} could not be run"
+
+
+def _show_pairs(runs: Sequence[PublishedRun], screen: Screen) -> Iterator[str]:
+    """A table a task that several runs have, of every two of them, corrected as one; and why two are not compared."""
+    for name in dict.fromkeys(task.evaluation_name for run in runs for task in run.run.tasks if task.metric == "exact"):
+        having = [_keep_task(run, name) for run in runs if any(task.evaluation_name == name for task in run.run.tasks)]
+        if len(having) > MOST:
+            yield f"{name}: {len(having)} runs; at most {MOST} are tested in pairs, so name fewer"
+            continue
+        found: dict[str, tuple[PairedTest, ...]] = {}
+        refused: list[str] = []
+        named = zip(name_runs([one.run for one in having]), having, strict=True)
+        for (label, first), (other, second) in itertools.combinations(named, 2):
+            try:
+                found[f"{label} : {other}"] = compare_runs(first, second)
+            except PairingError as error:
+                refused.append(f"not compared: {error}")
+        corrected = _correct(found)
+        if corrected:
+            yield _strong(f"{name}, two runs on the same prompts", screen)
+            yield from _fold(
+                "prompts that only the first and that only the second answered exactly; p by the exact test of haystacks, and McNemar's "
+                "by prompts, too small where haystacks differ in what is hard on them; both after Holm's correction over the "
+                f"{sum(test.p is not None for tests in corrected.values() for test in tests)} tests of this table",
+                screen.width,
+            )
+        for pair, tests in corrected.items():
+            yield f"  {pair}"
+            seen: set[int] = set()
+            for test in tests:
+                tokens = test.lengths[0].tokens  # those pooled come after each alone, and may be one
+                yield "    " + _show_test(test, "past the trained length" if tokens in seen else f"{tokens:,}")
+                seen.add(tokens)
+        for line in refused:
+            yield from _fold(line, screen.width)
+        if corrected or refused:
+            yield ""
+
+
+def _keep_task(published: PublishedRun, name: str) -> PublishedRun:
+    """A run as if it had this task alone: other prompts of another task are no reason not to compare this one."""
+    tasks = [task for task in published.run.tasks if task.evaluation_name == name]
+    return msgspec.structs.replace(published, run=msgspec.structs.replace(published.run, tasks=tasks))
+
+
+def _correct(found: Mapping[str, Sequence[PairedTest]]) -> dict[str, list[PairedTest]]:
+    """The tests of several pairs of runs, with Holm's correction over all of them."""
+    tests = [test for group in found.values() for test in group if test.p is not None]
+    by_prompt = iter(holm([test.p or 0.0 for test in tests]))
+    by_haystack = iter(holm([test.p_haystacks or 0.0 for test in tests]))
+    return {
+        pair: [
+            test if test.p is None else dataclasses.replace(test, p_holm=next(by_prompt), p_haystacks_holm=next(by_haystack))
+            for test in group
+        ]
+        for pair, group in found.items()
+    }
+
+
+def _show_test(test: PairedTest, where: str) -> str:
+    if test.p_holm is None or test.p_haystacks_holm is None:
+        return f"{where:>23}  {test.reason}"
+    counts = f"{test.only_first} : {test.only_second}"
+    return f"{where:>23}  {counts:>9}  p {_say_p(test.p_haystacks_holm):<8}  prompts {_say_p(test.p_holm)}"
+
+
+def _say_p(p: float) -> str:
+    """
+    >>> _say_p(0.0123), _say_p(1e-9), _say_p(1.0)
+    ('0.012', '< 0.0001', '1')
+    """
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}"
 
 
 def _draw_cell(cell: Cell | None, width: int, screen: Screen) -> str:

@@ -254,14 +254,15 @@
   const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   const drawn = new Map(); // element → what draws it again, in other colours
 
-  async function drawChart(place, name, data) {
+  async function drawChart(place, name, { series, ...data }) {
     const { specs, themes } = await loadVega();
     const draw = async () => {
       const theme = themes[dark() ? "dark" : "light"];
-      const points = data.points ?? [], series = [...new Set(points.map((point) => point.series))];
-      const places = [...new Set(name.endsWith("multiple") ? [1, ...points.map((point) => point.multiple)] : points.map((point) => point.length))];
-      const params = [...theme.params, { name: "series", value: series }, { name: "places", value: places.sort((a, b) => a - b) }];
+      const points = data.points ?? [];
+      const places = [...new Set(name.endsWith("multiple") ? [1, ...points.map((point) => point.multiple)] : points.map((point) => point.length ?? 0))];
+      const params = [...theme.params, { name: "series", value: series ?? [...new Set(points.map((point) => point.series))] }, { name: "places", value: places.sort((a, b) => a - b) }];
       const spec = { ...specs[name], ...theme, params, datasets: data };
+      if (data.cells) spec.height *= new Set(data.cells.map((cell) => cell.depth)).size;
       const options = { actions: false, ast: true, renderer: "svg", defaultStyle: false, logLevel: 1, tooltip: { disableDefaultStyle: true } };
       await window.vegaEmbed(place, spec, options);
     };
@@ -320,6 +321,11 @@
       const cells = toRows(detail.tasks[name].cells);
       if (!cells.length) continue;
       figures.push(figure(runs.length > 1 ? detail.label : "Score by depth and length", `Depth against length: ${detail.label}`, "heat", { cells }, sources(detail)));
+    }
+    const depths = runs.flatMap((detail) => toRows(detail.tasks[name].profile, { series: detail.label })), series = runs.map((detail) => detail.label);
+    if (depths.length) {
+      figures.push(figure("Score by depth past 1×", `Score against depth, all lengths past the trained length together: ${series.join(", ")}`,
+        "profile", { points: depths, series }, runs.length === 1 ? sources(runs[0]) : null));
     }
     return make("div", { class: runs.length > 1 ? "figures many" : "figures" }, ...figures);
   }
@@ -437,12 +443,16 @@
     $("compared").hidden = false;
     $("compare").hidden = true;
     try {
-      const details = await Promise.all([...board.picked.keys()].map((run) => load(`run-${run}`)));
-      $("overlay").replaceChildren(drawFigures(details), compareNumbers(details));
+      const details = tellApart(await Promise.all([...board.picked.keys()].map((run) => load(`run-${run}`))));
+      $("overlay").replaceChildren(drawFigures(details), compareNumbers(details), ...comparePairs(details));
     } catch (error) {
       $("overlay").replaceChildren(make("p", { class: "error" }, String(error.message)));
     }
   }
+
+  /** Runs under names that are theirs alone: one line of a figure is one run. */
+  const tellApart = (details) => details.map((detail) => details.filter((other) => other.label === detail.label).length === 1 ? detail
+    : { ...detail, label: `${detail.label} (${detail.run.evaluation_id.slice(0, 8)})` });
 
   function compareNumbers(details) {
     const { name, metric } = index.tasks[board.task], format = (score) => say(score, metric);
@@ -455,6 +465,104 @@
       return point.score === null ? cell(words(point.outcome), "", "unrun") : cell(format(point.score), interval(point.low, point.high, format));
     }), make("td", {}, sources(detail))]);
     return table("Scores, with 95 % intervals, and where they come from", ["run", ...places.map(write), ""], rows);
+  }
+
+  // ------------------------------------------------------------------ and tested in pairs, as results/paired.py does it
+
+  /** The two-sided p of one : other discordant prompts, each a fair coin: McNemar's exact test. */
+  function mcnemar(one, other) {
+    const n = one + other;
+    let p = 0, log = -n * Math.LN2;
+    for (let k = 0; k <= Math.min(one, other); k++) {
+      p += 2 * Math.exp(log);
+      log += Math.log((n - k) / (k + 1));
+    }
+    return Math.min(1, p);
+  }
+
+  /** The share of all choices of the differences' signs that lead as far from 0: the exact test of haystacks. */
+  function flipSigns(differences) {
+    let chances = Float64Array.of(1);
+    for (const size of differences.map(Math.abs).filter(Boolean)) {
+      const longer = new Float64Array(chances.length + 2 * size);
+      chances.forEach((chance, place) => { longer[place] += chance / 2; longer[place + 2 * size] += chance / 2; });
+      chances = longer;
+    }
+    const middle = (chances.length - 1) / 2, reached = Math.abs(differences.reduce((sum, difference) => sum + difference, 0));
+    return Math.min(1, chances.reduce((p, chance, place) => Math.abs(place - middle) >= reached ? p + chance : p, 0));
+  }
+
+  /** Each p after Holm's correction for all of them. */
+  function holm(values) {
+    const adjusted = [];
+    let highest = 0;
+    values.map((value, place) => [value, place]).sort(([a], [b]) => a - b).forEach(([value, place], rank) => {
+      highest = Math.max(highest, Math.min(1, (values.length - rank) * value));
+      adjusted[place] = highest;
+    });
+    return adjusted;
+  }
+
+  /** The tests of two runs on a task, by length and as "past" over the lengths past both trained lengths; or in words why there are none. */
+  function testPair(pair, name) {
+    const points = pair.map((detail) => new Map(toRows(detail.tasks[name].points).map((point) => [point.length, point])));
+    const prompts = pair.map((detail) => new Map(toRows(detail.tasks[name].prompts).map((asked) => [asked.length, asked])));
+    const at = (length) => points.map((found) => found.get(length));
+    const planned = [...points[0].keys()].filter((length) => points[1].has(length));
+    for (const length of planned) {
+      if (at(length).some((point) => point.outcome !== "measured") || prompts[0].get(length)?.fingerprint === prompts[1].get(length)?.fingerprint) continue;
+      return { pair, refused: "they were not given the same prompts (which takes one tokenizer, one seed, one --limit and one version of the tasks)" };
+    }
+    const isAsked = (length) => prompts.every((found) => found.has(length));
+    if (!planned.some(isAsked)) return { pair, refused: "no length was measured on both" };
+    const test = (lengths) => {
+      const used = lengths.filter(isAsked), haystacks = new Map(), found = { n: 0, first: 0, second: 0, lengths: used };
+      for (const length of used) {
+        const [ours, theirs] = prompts.map((asked) => asked.get(length));
+        ours.sample.forEach((sample, place) => [...ours.exact[place]].forEach((answer, depth) => {
+          const difference = Number(answer) - Number(theirs.exact[place][depth]);
+          found.n += 1;
+          found.first += difference > 0;
+          found.second += difference < 0;
+          haystacks.set(sample, (haystacks.get(sample) ?? 0) + difference);
+        }));
+      }
+      if (used.length) return { ...found, p: mcnemar(found.first, found.second), byHaystack: flipSigns([...haystacks.values()]) };
+      return { reason: [...new Set(lengths.flatMap(at).map((point) => point.outcome).filter((outcome) => outcome !== "measured"))].map(words).join(", ") || "no prompt" };
+    };
+    const past = planned.filter((length) => at(length).every((point) => point.multiple > 1));
+    return { pair, tests: new Map([...(past.length ? [["past", test(past)]] : []), ...planned.map((length) => [length, test([length])])]) };
+  }
+
+  const chance = (p) => p < 0.0001 ? "< 0.0001" : String(Number(p.toPrecision(2)));
+
+  function testCell(test) {
+    if (test === undefined) return "·";
+    if (test.reason) return cell(test.reason, "", "unrun");
+    const said = `${whole(test.n)} prompts at ${test.lengths.map(whole).join(", ")} tokens; before the correction p is ${chance(test.byHaystack)}, of prompts ${chance(test.p)}`;
+    return make("td", { class: test.byHaystackHolm <= 0.05 ? "sure" : null, title: said, "data-p": test.p, "data-p-holm": test.holm,
+      "data-haystacks": test.byHaystack, "data-haystacks-holm": test.byHaystackHolm },
+    `${test.first} : ${test.second}`, make("small", {}, `p ${chance(test.byHaystackHolm)}`), make("small", {}, `prompts ${chance(test.holm)}`));
+  }
+
+  /** A table of all pairs with its reading, and a line for each pair that is none. */
+  function comparePairs(details) {
+    const { name, metric } = index.tasks[board.task];
+    const runs = metric === "loss" ? [] : details.filter((detail) => Object.hasOwn(detail.tasks, name));
+    const found = runs.flatMap((first, place) => runs.slice(place + 1).map((second) => testPair([first, second], name)));
+    const rows = found.filter((one) => one.tests), tests = rows.flatMap((row) => [...row.tests.values()]).filter((test) => !test.reason);
+    holm(tests.map((test) => test.p)).forEach((p, place) => { tests[place].holm = p; });
+    holm(tests.map((test) => test.byHaystack)).forEach((p, place) => { tests[place].byHaystackHolm = p; });
+    const places = [...new Set(rows.flatMap((row) => [...row.tests.keys()]))].sort((a, b) => (a === "past" ? 0 : a) - (b === "past" ? 0 : b));
+    const why = [...new Set(found.map((one) => one.refused).filter(Boolean))];
+    const refused = why.map((reason) => make("p", { class: "reading" }, `Not compared, for ${reason}: ${found.filter((one) => one.refused === reason)
+      .map(({ pair }) => `${pair[0].label} and ${pair[1].label}`).join("; ")}.`));
+    if (!rows.length) return refused;
+    return [table("Two runs on the same prompts", ["first : second", ...places.map((place) => place === "past" ? "past the trained length" : whole(place))],
+      rows.map(({ pair, tests: own }) => [make("span", {}, `${pair[0].label} :`, make("br"), pair[1].label), ...places.map((place) => testCell(own.get(place)))])),
+    make("p", { class: "reading" }, "Prompts that only the first and that only the second answered exactly, by length in tokens. p is of the exact test of haystacks; "
+      + "below it stands McNemar's of prompts, too small where haystacks differ in what is hard on them. Both are after Holm's correction over the "
+      + `${tests.length} tests of this table; bold is a p of at most 0.05.`), ...refused];
   }
 
   function closeOverlay() {
