@@ -243,7 +243,7 @@ def test_picked_runs_are_tested_in_pairs_with_the_numbers_of_compare_runs(open_p
     page = show_pairs(open_page, tmp_path, *runs)
     shown = {}
     for row in page.locator("#overlay table").last.locator("tbody tr").all():
-        first, second = row.locator("th").inner_text().split(" :\n")
+        first, second = row.locator("th").inner_text().split("\u00a0:\n")
         shown[first, second] = row.locator("td[data-p]").evaluate_all(
             "(cells) => cells.map(({ innerText, dataset: d }) => [innerText.split('\\n')[0], d.p, d.haystacks, d.pHolm, d.haystacksHolm])"
         )
@@ -266,7 +266,7 @@ def test_picked_runs_are_tested_in_pairs_with_the_numbers_of_compare_runs(open_p
 def test_runs_of_other_prompts_are_not_tested_and_words_say_why(open_page: Opened, tmp_path: Path) -> None:
     runs = [make_run("lab/a"), make_run("lab/b"), make_run("lab/other", seed=1), make_run("lab/fewer", n=5)]
     page = show_pairs(open_page, tmp_path, *runs, make_run("lab/short", multiples=[0.25]))
-    assert page.locator("#overlay table").last.locator("tbody th").all_inner_texts() == ["lab/a · none :\nlab/b · none"]
+    assert page.locator("#overlay table").last.locator("tbody th").all_inner_texts() == ["lab/a · none\u00a0:\nlab/b · none"]
     other, none = page.locator("#overlay .reading").all_inner_texts()[1:]
     assert other.startswith("Not compared, for they were not given the same prompts")
     assert all(f"{one} · none" in other for one in ("lab/a", "lab/b", "lab/other", "lab/fewer"))
@@ -290,6 +290,13 @@ def test_a_run_has_one_colour_in_every_figure_and_a_name_that_is_its_alone(open_
         marks = chart.locator(".role-legend-symbol path").evaluate_all("(marks) => marks.map((mark) => mark.getAttribute('fill'))")
         colours.append(dict(zip(texts, marks, strict=True)))
     assert colours[0] == colours[1]
+
+
+def test_depth_profiles_over_other_lengths_are_not_laid_over_each_other(open_page: Opened, tmp_path: Path) -> None:
+    page = show_pairs(open_page, tmp_path, make_run("lab/a"), make_run("lab/b", unmeasured={8: "out_of_memory"}))
+    page.locator("#overlay figure >> nth=2 >> svg").wait_for()
+    captions = page.locator("#overlay figcaption > span:first-child").all_inner_texts()
+    assert captions == ["Score against length", "lab/a · none", "lab/b · none"]
 
 
 def test_everything_is_reached_by_keyboard(open_page: Opened, site: Path) -> None:

@@ -24,7 +24,7 @@ from harness_ext.results.leaderboard import (
     name_runs,
     to_script,
 )
-from harness_ext.results.records import PublishedRun
+from harness_ext.results.records import PublishedRun, Task
 
 WIDTHS = {"curve": 560, "depths": 420, "profile": 420}
 """Kind of figure → pixels of its plot."""
@@ -63,7 +63,7 @@ def write_report(runs: Sequence[Shown], folder: Path) -> list[Path]:
 
 
 def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
-    """File name and specification of each figure: of each task a curve and a depth profile, all runs in both, and a heat map a run."""
+    """File name and specification of each figure: a curve a task and its depth profile, all runs in each, and a heat map a run."""
     specs = figures.make_specs()
     named = [*zip((shown.published for shown in runs), name_runs([shown.published.run for shown in runs]), strict=True)]
     for name in dict.fromkeys(task.evaluation_name for run, _ in named for task in run.run.tasks):
@@ -76,13 +76,19 @@ def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
         yield _safe(name), _paint(specs[f"{kind}-{field}"], WIDTHS["curve"], name, [label for _, label, _ in having], **data)
         cells = {label: [cell for cell in run.cells if cell.evaluation_name == name] for run, label, _ in having}
         profile: list[Row] = [{**row, "series": label} for label, own in cells.items() for row in list_depths(own)]
-        if profile:
+        pasts = {tuple(_list_past(task)) for _, _, task in having} - {()}
+        if profile and len(pasts) == 1:  # over other lengths it would be another score
             filled = _paint(specs["profile"], WIDTHS["profile"], f"{name}, all lengths past 1×", [*cells], points=profile)
             yield f"{_safe(name)}-profile", filled
         for number, (label, own) in enumerate(cells.items(), 1):
             if rows := list_cells(own):
                 file = f"{_safe(name)}-depths" + (f"-{number}" if len(having) > 1 else "")
                 yield file, _paint(specs["heat"], WIDTHS["depths"], f"{name}: {label}", (), cells=rows)
+
+
+def _list_past(task: Task) -> Iterator[float]:
+    """The multiples past the trained length at which a task has a score: what its depth profile is over."""
+    return (point.multiple for point in task.curve.points if point.score_details and point.multiple and point.multiple > 1)
 
 
 def make_page(runs: Sequence[Shown]) -> str:

@@ -323,7 +323,8 @@
       figures.push(figure(runs.length > 1 ? detail.label : "Score by depth and length", `Depth against length: ${detail.label}`, "heat", { cells }, sources(detail)));
     }
     const depths = runs.flatMap((detail) => toRows(detail.tasks[name].profile, { series: detail.label })), series = runs.map((detail) => detail.label);
-    if (depths.length) {
+    const pasts = runs.map((detail) => toRows(detail.tasks[name].points).filter((point) => point.multiple > 1 && point.score !== null).map((point) => point.multiple).join());
+    if (depths.length && new Set(pasts.filter(Boolean)).size === 1) { // over other lengths it would be another score
       figures.push(figure("Score by depth past 1×", `Score against depth, all lengths past the trained length together: ${series.join(", ")}`,
         "profile", { points: depths, series }, runs.length === 1 ? sources(runs[0]) : null));
     }
@@ -559,7 +560,7 @@
       .map(({ pair }) => `${pair[0].label} and ${pair[1].label}`).join("; ")}.`));
     if (!rows.length) return refused;
     return [table("Two runs on the same prompts", ["first : second", ...places.map((place) => place === "past" ? "past the trained length" : whole(place))],
-      rows.map(({ pair, tests: own }) => [make("span", {}, `${pair[0].label} :`, make("br"), pair[1].label), ...places.map((place) => testCell(own.get(place)))])),
+      rows.map(({ pair, tests: own }) => [make("span", {}, `${pair[0].label}\u00a0:`, make("br"), pair[1].label), ...places.map((place) => testCell(own.get(place)))])),
     make("p", { class: "reading" }, "Prompts that only the first and that only the second answered exactly, by length in tokens. p is of the exact test of haystacks; "
       + "below it stands McNemar's of prompts, too small where haystacks differ in what is hard on them. Both are after Holm's correction over the "
       + `${tests.length} tests of this table; bold is a p of at most 0.05.`), ...refused];
