@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         choices, made = [], 0
         for index, prompt in enumerate(ids):
             choice, count = served.model.complete(prompt[-fault.cut :] if fault.cut else prompt, body, chat)
-            choices.append({"index": index, "finish_reason": "length", **choice})
+            choices.append({"index": index, "finish_reason": "length" if count >= body.get("max_tokens", 16) else "stop", **choice})
             made += count
         read = sum(min(len(prompt), fault.cut or len(prompt)) for prompt in ids)
         answer: Answer = {"object": "text_completion", "model": body["model"], "choices": choices}

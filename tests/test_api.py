@@ -387,6 +387,15 @@ def test_a_chat_that_the_server_cuts_is_an_outcome(model: servers.Model, ask: An
     assert [found for found, _ in outcomes(results, task).values()] == ["measured", "measured", "backend_limit"]
 
 
+def test_an_answer_that_the_context_had_no_room_for_is_an_outcome(model: servers.Model, ask: Any) -> None:
+    short = Fault(ask=lambda body: {**body, "max_tokens": min(3, body["max_tokens"])})
+    with serve(model, short) as server:
+        (answer,) = ask(server).generate_until(generated([LONG]), disable_tqdm=True)
+    assert isinstance(answer, Unmeasured)
+    assert answer.outcome == "backend_limit"
+    assert "after 3 of 6 tokens" in answer.reason
+
+
 def test_a_server_that_says_nothing_by_which_truncation_shows_is_not_measured(model: servers.Model, ask: Any) -> None:
     silent = Fault(ask=lambda body: {**body, "logprobs": None}, say=say_nothing)
     with serve(model, silent) as server, pytest.raises(ModelError, match="cannot be found out"):
@@ -725,4 +734,4 @@ def test_whatever_is_answered_is_read_as_it_stands_or_refused(data: st.DataObjec
 @given(JSON, st.booleans())
 def test_whatever_is_answered_to_a_question_is_a_text_or_refused(found: Any, chat: bool) -> None:
     with contextlib.suppress(answers.AttemptError):
-        assert isinstance(answers.read_text(found, sent=5, chat=chat).text, str)
+        assert isinstance(answers.read_text(found, sent=5, budget=4, chat=chat).text, str)

@@ -106,9 +106,10 @@ def read_echo(answer: Any, ids: Sequence[int], spelling: Spelling) -> Echo:
     return Echo(logprobs[1:], tops[1:], tokens[1:])
 
 
-def read_text(answer: Any, *, sent: int | None, chat: bool) -> Text:
-    """The generated text. Raises AttemptError where there is none, or fewer than `sent` tokens of the prompt were read."""
-    choice, read = _read_choice(answer), read_usage(answer)
+def read_text(answer: Any, *, sent: int | None, budget: int, chat: bool) -> Text:
+    """The generated text. Raises AttemptError where there is none, fewer than `sent` tokens of the prompt were read, or the answer was
+    ended for its length before `budget` tokens."""
+    choice, read, made = _read_choice(answer), read_usage(answer), read_usage(answer, "completion_tokens")
     if sent is not None:
         check_read(read, sent)
     message = choice.get("message") if chat else choice
@@ -116,6 +117,10 @@ def read_text(answer: Any, *, sent: int | None, chat: bool) -> Text:
     ended = choice.get("finish_reason")
     if ended == "content_filter":
         raise AttemptError("the answer was withheld by a content filter", again=False)
+    if ended == "length" and made is not None and made < budget:
+        raise AttemptError(
+            f"the answer was cut after {made} of {budget} tokens: there is no room for more", outcome="backend_limit", again=False
+        )
     if text is None and chat and isinstance(message, dict):
         raise AttemptError(
             f"the answer has no content (finish_reason {ended!r:.20}); a model that reasons first needs more max_gen_toks",
@@ -126,10 +131,10 @@ def read_text(answer: Any, *, sent: int | None, chat: bool) -> Text:
     return Text(text, _read_first(choice.get("logprobs")), read)
 
 
-def read_usage(answer: Any) -> int | None:
-    """The tokens of the prompt that the server says it read; None where it says nothing."""
+def read_usage(answer: Any, name: str = "prompt_tokens") -> int | None:
+    """The tokens of the prompt that the server says it read; None where it says nothing. `name`: or of what else."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
-    read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    read = usage.get(name) if isinstance(usage, dict) else None
     return read if isinstance(read, int) and not isinstance(read, bool) and read > 0 else None
 
 

@@ -387,9 +387,10 @@ class ApiExtrapolate(LocalCompletionsAPI):
             payload = self._create_payload(question, **asked)
         if first:
             payload |= {"logprobs": True, "top_logprobs": LIKELY} if self.chat else {"logprobs": LIKELY}
+        budget = normalize_gen_kwargs(dict(settings), self._max_gen_toks)["max_gen_toks"]
         if sent is not None:
             sent += self._habits.adds - (0 if self.tokenized_requests else canary.SLACK)
-        return self._server.ask(payload, lambda found: answers.read_text(found, sent=sent, chat=self.chat))
+        return self._server.ask(payload, lambda found: answers.read_text(found, sent=sent, budget=budget, chat=self.chat))
 
     def _word(self, ids: Sequence[int]) -> Any:
         """A scored prompt as it goes out; None where it has to be text, and the text has other tokens."""
