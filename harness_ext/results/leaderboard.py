@@ -81,8 +81,9 @@ def list_cells(cells: Iterable[Cell]) -> list[Row]:
 
 
 def list_depths(cells: Sequence[Cell]) -> list[Row]:
-    """A row a depth, for its profile: the score there over all lengths past the trained length."""
-    return [{"depth": depth, **_say_score(details)} for depth, details in profile_depths(cells).items()]
+    """A row a depth, for its profile: the score there over all lengths past the trained length. None where there is one depth."""
+    rows = [{"depth": depth, **_say_score(details)} for depth, details in profile_depths(cells).items()]
+    return rows if len(rows) > 1 else []
 
 
 def list_prompts(task: Task, cells: Iterable[Cell]) -> list[Row]:

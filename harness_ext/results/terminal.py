@@ -209,7 +209,7 @@ def _say_effective(found: EffectiveLength, run: Run) -> str:
     said = f"{'at least ' if more else ''}{found.tokens:,} tokens{multiple}"
     if found.lower is None or found.upper is None:
         return f"{said}, no interval"
-    return f"{said}, 95 % {found.lower or 'none'} to {found.upper:,}{' or more' if more else ''}"
+    return f"{said}, 95 % {f'{found.lower:,}' if found.lower else 'none'} to {found.upper:,}{' or more' if more else ''}"
 
 
 def _say_score(point: Point, metric: str) -> str:
