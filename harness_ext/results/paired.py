@@ -114,8 +114,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         runs=tuple(finished),
         refused=tuple(refused),
         cells=tuple(_count(finished, keyed)),
-        by_length=_correct(_test(finished, keyed, ((task, (one,)) for task, lengths in by_task for one in lengths))),
-        pooled=_correct(_test(finished, keyed, ((task, lengths) for task, lengths in past if lengths))),
+        by_length=correct(_test(finished, keyed, ((task, (one,)) for task, lengths in by_task for one in lengths))),
+        pooled=correct(_test(finished, keyed, ((task, lengths) for task, lengths in past if lengths))),
     )
 
 
@@ -146,7 +146,7 @@ def compare_runs(first: PublishedRun, second: PublishedRun) -> tuple[PairedTest,
         (task, tuple(one for one in lengths if all((task, one.tokens) in found for found in past.values())))
         for task, lengths in runs[0].plan.items()
     ]
-    return _correct(_test(runs, keyed, [*by_length, *((task, lengths) for task, lengths in pooled if lengths)]))
+    return correct(_test(runs, keyed, [*by_length, *((task, lengths) for task, lengths in pooled if lengths)]))
 
 
 def _open(published: PublishedRun, name: str) -> Run:
@@ -215,7 +215,7 @@ def _check_prompts(runs: Sequence[Run], keyed: Keyed) -> None:
     """Same tokens under same keys; and the same keys, where the same lengths were measured."""
     for first, second in itertools.combinations(runs, 2):
         ours, theirs = keyed[first.method], keyed[second.method]
-        for key in ours.keys() & theirs.keys():
+        for key in sorted(ours.keys() & theirs.keys()):
             if ours[key].prompt_hash != theirs[key].prompt_hash:
                 raise PairingError(
                     f"{first.method} and {second.method} were given different prompts ({_name(key)}), so their answers are no "
@@ -278,7 +278,7 @@ def _test(runs: Sequence[Run], keyed: Keyed, rows: Iterable[tuple[str, tuple[Len
         )
 
 
-def _correct(tests: Iterable[PairedTest]) -> tuple[PairedTest, ...]:
+def correct(tests: Iterable[PairedTest]) -> tuple[PairedTest, ...]:
     """The tests of one table with Holm's correction; one without a p-value is no part of the family."""
     tests = list(tests)
     by_prompt = iter(holm([test.p for test in tests if test.p is not None]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ import msgspec
 from harness_ext.errors import PairingError
 from harness_ext.results.figures import CONTROLS
 from harness_ext.results.leaderboard import RULES, name_override, name_runs
-from harness_ext.results.paired import PairedTest, compare_runs
+from harness_ext.results.paired import PairedTest, compare_runs, correct
 from harness_ext.results.records import Cell, EffectiveLength, Point, PublishedRun, Run, ScoreDetails, Task
-from harness_ext.results.statistics import holm
 
 WIDEST = 40
 """Columns of a bar, where the terminal has room."""
@@ -158,16 +156,8 @@ def _keep_task(published: PublishedRun, name: str) -> PublishedRun:
 
 def _correct(found: Mapping[str, Sequence[PairedTest]]) -> dict[str, list[PairedTest]]:
     """The tests of several pairs of runs, with Holm's correction over all of them."""
-    tests = [test for group in found.values() for test in group if test.p is not None]
-    by_prompt = iter(holm([test.p or 0.0 for test in tests]))
-    by_haystack = iter(holm([test.p_haystacks or 0.0 for test in tests]))
-    return {
-        pair: [
-            test if test.p is None else dataclasses.replace(test, p_holm=next(by_prompt), p_haystacks_holm=next(by_haystack))
-            for test in group
-        ]
-        for pair, group in found.items()
-    }
+    corrected = iter(correct(test for tests in found.values() for test in tests))
+    return {pair: [next(corrected) for _ in tests] for pair, tests in found.items()}
 
 
 def _show_test(test: PairedTest, where: str) -> str:
