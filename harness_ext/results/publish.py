@@ -94,19 +94,21 @@ def make_records(output: Output, submission: Submission) -> PublishedRun:
 def write_command(output: Output) -> str:
     """The command line that repeats the run, without what is private.
 
-    A folder's name stands for the folder.
+    A folder's name stands for the folder. lm_eval puts model arguments among a task's metadata; they are named once.
     """
     config = output.results["config"]
+    arguments = _read_arguments(config)
     asked = {
         name: value
         for task in output.tasks
         for name, value in (task.config.get("metadata") or {}).items()
-        if name not in ("version", "config_source")
+        if name not in ("version", "config_source") and not SECRET.search(name) and str(arguments.get(name)) != str(value)
     }
     words = ["lm_eval", "--model", str(config.get("model") or "unknown")]
     words += ["--model_args", ",".join(f"{name}={value}" for name, value in _public_arguments(config).items())]
     words += ["--tasks", ",".join(task.name for task in output.tasks)]
     words += ["--metadata", msgspec.json.encode(strip_paths(asked), order="sorted").decode()] if asked else []
+    words += ["--batch_size", str(config["batch_size"])] if str(config.get("batch_size") or 1) != "1" else []
     words += ["--limit", f"{config['limit']:g}"] if config.get("limit") else []
     words += (
         ["--gen_kwargs", msgspec.json.encode(config["gen_kwargs"], order="sorted").decode()] if config.get("gen_kwargs") else []
