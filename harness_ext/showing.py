@@ -93,7 +93,7 @@ def read_runs(place: Path) -> Iterator[Shown]:
     if outputs:
         return
     problems: list[Problem] = []
-    records = [place] if place.is_file() else list_files(place, problems) if place.is_dir() else []
+    records = [place] if place.is_file() else list_files(place, problems) or sorted(place.glob("*.jsonl")) if place.is_dir() else []
     if not records:
         raise none
     for path in records:
