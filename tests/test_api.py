@@ -608,7 +608,7 @@ def test_a_scored_task_on_a_chat_server_is_told_which_one_generates(
         made = ask(server, base_url=server.chat, tokenizer=str(tmp_path), trained_length=64)
         with pytest.raises(ModelError, match=f"use {named}_generate"):
             evaluate(made, [named], lengths=[400], depths=[0], samples=1)
-        with pytest.raises(ModelError, match="use the one of its name that ends in _generate"):
+        with pytest.raises(ModelError, match=f"use {named}_generate"):
             evaluate(made, [named], lengths=[400], depths=[0], samples=1, options={"apply_chat_template": True})
         with pytest.raises(ModelError, match="--apply_chat_template"):
             evaluate(made, [f"{named}_generate"], lengths=[400], depths=[0], samples=1)

@@ -73,7 +73,7 @@ def read_echo(answer: Any, ids: Sequence[int], spelling: Spelling) -> Echo:
     choice, sent = _read_choice(answer), len(ids)
     check_read(read_usage(answer), sent)
     found = choice.get("logprobs")
-    lists = [found.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")] if isinstance(found, dict) else []
+    lists: list[Any] = [found.get(name) for name in ("tokens", "token_logprobs", "top_logprobs")] if isinstance(found, dict) else []
     if not lists or not all(isinstance(part, list) for part in lists):
         kind = f"an object of {', '.join(map(str, found)) or 'nothing'}" if isinstance(found, dict) else f"{found!r:.80}"
         raise AttemptError(f"the answer has no log-probabilities of the prompt: its logprobs are {kind}")
@@ -166,8 +166,8 @@ def _read_first(found: Any) -> dict[str, float] | None:
     if not isinstance(found, dict):
         return None
     if isinstance(found.get("content"), list) and found["content"]:
-        listed = found["content"][0].get("top_logprobs") if isinstance(found["content"][0], dict) else None
-        pairs = [(one.get("token"), one.get("logprob")) for one in listed or [] if isinstance(one, dict)]
+        listed: Any = found["content"][0].get("top_logprobs") if isinstance(found["content"][0], dict) else None
+        pairs: list[tuple[Any, Any]] = [(one.get("token"), one.get("logprob")) for one in listed or [] if isinstance(one, dict)]
     else:
         tops = found.get("top_logprobs")
         pairs = list(tops[0].items()) if isinstance(tops, list) and tops and isinstance(tops[0], dict) else []

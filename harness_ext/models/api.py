@@ -28,6 +28,7 @@ from harness_ext.errors import ModelError
 from harness_ext.model_view import ModelView, check_fits, load_tokenizer
 from harness_ext.models import answers, canary
 from harness_ext.models.ceiling import Ceiling
+from harness_ext.models.outcomes import check_understood
 from harness_ext.models.served import Bounds, Server, check_url
 from harness_ext.token_count import TokenCount
 
@@ -458,14 +459,6 @@ class ApiExtrapolate(LocalCompletionsAPI):
     @functools.cached_property
     def _known(self) -> TokenCount:
         return TokenCount(self.tokenizer)
-
-
-def check_understood(request: Instance, answer: T) -> T:
-    """The answer to a request. Raises ModelError for an outcome that the request's task would take for a score."""
-    ours = isinstance(request.doc, dict) and "prompt_tokens" in request.doc
-    if isinstance(answer, Unmeasured) and not ours:
-        raise ModelError(f"{answer.reason}: {request.task_name} has no score, and knows no outcome; use shorter prompts")
-    return answer
 
 
 def _sort_keys(sequences: Sequence[Sequence[int]]) -> list[bytes]:

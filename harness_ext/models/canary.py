@@ -78,13 +78,14 @@ def find_flaw(
             return f"it generates {alone.tokens[-1]!r:.40} at temperature 0, and says that {ranked[0][0]!r:.40} is likelier"
         for rank, (text, expected) in enumerate(ranked[:2]):
             named = named or _name_tokens(tokenizer, spelling)
-            found = None
+            found: Echo | None = None
             for token in _find_tokens(text, named):
                 if not can_ask([*ids, token]):
                     continue
-                found = ask([*ids, token])
-                if isinstance(found, Unmeasured):
-                    return found.reason
+                answer = ask([*ids, token])
+                if isinstance(answer, Unmeasured):
+                    return answer.reason
+                found = answer
                 if abs(found.logprobs[len(ids) - 1] - expected) <= CLOSE:
                     break
             if found is None:

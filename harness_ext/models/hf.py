@@ -35,6 +35,7 @@ from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.journal import Journal, keeping, name_scope
 from harness_ext.models.memory import Memory
+from harness_ext.models.outcomes import check_understood
 from harness_ext.models.prefix_tree import Batch, Schedule
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
@@ -231,7 +232,7 @@ class HFExtrapolate(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """HFLM's. Raises ModelError where a prompt of a task that knows no outcomes did not fit into memory."""
         answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return [_check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        return [check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -308,7 +309,7 @@ class HFExtrapolate(HFLM):
                     chosen, [contexts[index] for index in group], [sizes[index] for index in group], quiet=disable_tqdm
                 )
             for index, answer in zip(group, found, strict=True):
-                answers[index] = _check_understood(requests[index], answer)
+                answers[index] = check_understood(requests[index], answer)
         return answers
 
     def _can_generate(self, longest: int) -> bool:
@@ -486,13 +487,3 @@ class HFExtrapolate(HFLM):
 def _is_greedy(asked: dict[str, Any]) -> bool:
     """Whether generation arguments ask for the one answer that is always the same."""
     return not asked.get("do_sample") and not asked.get("temperature") and asked.get("num_beams", 1) == 1
-
-
-def _check_understood(request: Instance, answer: Any) -> Any:
-    """The answer to a request. Raises ModelError for an outcome that the request's task would take for a score."""
-    ours = isinstance(request.doc, dict) and "prompt_tokens" in request.doc
-    if isinstance(answer, Unmeasured) and not ours:
-        raise ModelError(
-            f"{answer.reason}: {request.task_name} has no score, and knows no outcome; use shorter prompts or a lower precision"
-        )
-    return answer

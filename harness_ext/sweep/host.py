@@ -21,7 +21,7 @@ from lm_eval.api.task import Task as HostTask
 from lm_eval.config.task import TaskConfig
 
 from harness_ext.cells import Length, Unmeasured
-from harness_ext.errors import LengthError
+from harness_ext.errors import LengthError, ModelError
 from harness_ext.model_view import ModelView
 from harness_ext.sweep.haystack import Haystack
 from harness_ext.sweep.lengths import plan_lengths
@@ -80,6 +80,9 @@ class SweepTask(HostTask):
 
         `lm` is lm_eval's model object, or None: then the model is known by the names in `--model_args` and `--metadata`.
         """
+        if getattr(lm, "chat", False) is True and self.OUTPUT_TYPE == "loglikelihood":
+            instead = f"use {self.spec.task}_generate" if isinstance(self.spec, TaskSpec) else "ask the server's completions"
+            raise ModelError(f"{self.spec.task} is scored, and chat completions give no log-likelihoods of a prompt; {instead}")
         self._view = ModelView(lm, self.config.metadata or {})
         self._lengths: list[Length] = []
         self._docs: list[Doc] = []
