@@ -25,6 +25,7 @@ EXTENSIONS = {
 }
 SMOLLM2 = "SmolLM2-135M-Instruct"
 LONG = {"lengths": [512, 1024, 2048, 4096, 8192, 12288], "samples": 4, "depths": 3}
+EXTENDED = {"lengths": [4096, 12288], "samples": 3, "depths": 3}
 
 
 def list_runs() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
@@ -36,6 +37,7 @@ def list_runs() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
         for method in methods:
             yield f"{model}-{method}", f"pretrained=reference/{model},extend={method}", SWEEP, {}
     yield SMOLLM2, f"pretrained={SMOLLM2},dtype=float32", "passkey_extrapolate,niah_single_extrapolate", LONG
+    yield f"{SMOLLM2}-yarn", f"pretrained={SMOLLM2},dtype=float32,extend=yarn", "passkey_extrapolate", EXTENDED
 
 
 def main() -> None:
