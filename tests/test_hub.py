@@ -102,7 +102,11 @@ FAULTS = {
     "a bad gateway each time something is asked": [("tree", "status 502"), ("discussions", "status 503"), ("commit", "status 504")],
     "a connection that is closed before the answer": [("tree", "close"), ("discussions", "close"), ("commit", "close")],
     "a pull request that was made, and its answer lost": [("commit", "close after")],
-    "made, lost, and the hub busy after it": [("commit", "close after"), ("discussions", "status 500"), ("discussions", "status 429 0")],
+    "made, lost, and the hub busy after it": [
+        ("commit", "close after"),
+        ("discussions", "status 500"),
+        ("discussions", "status 429 0"),
+    ],
 }
 
 
