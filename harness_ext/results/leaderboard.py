@@ -37,6 +37,8 @@ RULES = {
     "k_max": "k_max: at least 20 % at every length up to it",
 }
 """Rule → as the page calls it; the first is the headline."""
+RARE = 0.1
+"""Of the rows that the commonest multiple has: a multiple with fewer gets no column."""
 COLUMNS = 8
 """Multiples that get a column of their own; the others stand in the curve and where a row is opened."""
 KEY = 16
@@ -270,11 +272,13 @@ def _list_models(entries: Sequence[Entry]) -> Row:
 
 
 def _list_scores(curves: Sequence[Curve | None]) -> Row:
-    """Every row's scores at the multiples of its grid; what has no multiple is in no grid, and in no column."""
+    """Every row's scores at the multiples of its grid; what has no multiple is in no grid, and in no column, and one that few rows have
+    is in no column either."""
     points = [[point for point in curve.points if point.multiple is not None] if curve else [] for curve in curves]
     grids = [tuple(point.multiple or 0.0 for point in row) for row in points]
     counts = Counter(multiple for grid in grids for multiple in grid)
-    common = sorted(counts, key=lambda multiple: (-counts[multiple], not _is_octave(multiple), multiple))[:COLUMNS]
+    often = [multiple for multiple in counts if counts[multiple] >= RARE * max(counts.values())]
+    common = sorted(often, key=lambda multiple: (-counts[multiple], not _is_octave(multiple), multiple))[:COLUMNS]
     scores = [[round(p.score_details.score, 3) if p.score_details else p.outcome for p in row] for row in points]
     return {"columns": sorted(common), "grid": _number(grids), "scores": scores}
 
