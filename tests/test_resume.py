@@ -23,7 +23,8 @@ from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
 
 KILLS = int(os.environ.get("HARNESS_EXT_TEST_KILLS", "1"))
 RUN = """
-import os, sys, json, time
+import os, signal, sys, json, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with it ignored
 from harness_ext.models import reader
 from harness_ext.models import journal
 reader.FLUSH, write = 0, journal.Journal.write
