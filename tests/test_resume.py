@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
 
+from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.journal import Journal, name_scope
 from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
 
@@ -120,6 +121,29 @@ def test_another_model_override_dtype_or_prompt_reads_nothing_of_an_interrupted_
     others = [(saved("llama", hidden_act="gelu"), options), (saved("llama"), {**options, "extend": "linear", "factor": 2.0})]
     for folder, other in others:
         assert finish(start(folder, tmp_path, other, "passkey_extrapolate"))[1] == 0
+
+
+def test_only_the_same_weights_dtype_and_batches_go_on_from_each_other(saved: Any, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, other = saved("llama"), tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    next(model.parameters()).data.mul_(1.01)
+    model.save_pretrained(other)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(other)
+
+    def name(pretrained: Path, **options: Any) -> str:
+        lm = HFExtrapolate(pretrained=str(pretrained), device="cpu", **{"dtype": "float32", **options})
+        lm.model.config._name_or_path = ""  # it is told apart by what it is, not by where
+        with lm.evaluating():
+            lm._resume("loglikelihood", [[1, 2, 3]])
+            assert lm._journals
+            return lm._journals[0].file.name
+
+    known = name(folder)
+    assert name(folder) == known
+    changed = [name(other), name(folder, dtype="bfloat16"), name(folder, batch_size=2), name(folder, chunk=64)]
+    assert len({known, *changed}) == 5
 
 
 def test_ctrl_c_says_what_is_finished_and_how_to_go_on(saved: Any, tmp_path: Path) -> None:

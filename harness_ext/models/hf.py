@@ -158,7 +158,7 @@ class HFExtrapolate(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, and the
         tokens asked and computed."""
-        made_with = provenance.describe(self.model, self.config, self.device)
+        made_with = provenance.describe(self.model, self.config, self.device, self._weights)
         return {**super().get_model_info(), **made_with, "override": self._describe_override(), "reading": self._reader.describe()}
 
     def _describe_override(self) -> dict[str, Any]:

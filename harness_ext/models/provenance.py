@@ -20,15 +20,15 @@ SAMPLE = 64
 """Values of each parameter that go into the weights' fingerprint."""
 
 
-def describe(model: Any, config: Any, device: torch.device) -> dict[str, Any]:
-    """For the results file. `config`: the checkpoint's, as it was before any argument changed it."""
+def describe(model: Any, config: Any, device: torch.device, weights: str) -> dict[str, Any]:
+    """For the results file. `config`: the checkpoint's, as it was before any argument changed it; `weights`: their fingerprint."""
     trained, limit = positions.read_trained_length(config), positions.read_hard_limit(config, model)
     return {
         "model_type": positions.find_type(config),
         "position_scheme": "+".join(positions.read_schemes(config, model)) or "unknown",
         "hard_limit": limit and limit.tokens,
         "config_trained_length": trained and {"tokens": trained.tokens, "source": trained.source},
-        "weights_fingerprint": hash_weights(model),
+        "weights_fingerprint": weights,
         "hardware": describe_hardware(model, device),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
