@@ -50,3 +50,5 @@ class Method:
     """Whether it makes a position table longer, so that its end is no limit."""
     per_length: bool = False
     """Whether it depends on each prompt's length, and is installed anew for each."""
+    parameters: Callable[[dict[str, Any], Subject, Setting], dict[str, Any]] | None = None
+    """(the checkpoint's rope parameters, subject, setting) → what is laid over them, where that is all: an engine can be told it."""

@@ -20,4 +20,5 @@ METHOD = Method(
     changes="the base of the frequencies grows with the factor",
     why_not=rotary.why_not,
     install=rotary.install(scale_base),
+    parameters=scale_base,
 )
