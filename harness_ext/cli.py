@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext._bridge import tasks_dir
 from harness_ext.errors import ComparisonError, HarnessExtError
 from harness_ext.publishing import export, export_arguments, publish, publish_arguments, validate, validate_arguments
+from harness_ext.sharding import merge, merge_arguments, run, run_arguments
 from harness_ext.showing import leaderboard, leaderboard_arguments, report, report_arguments
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, add_arguments in COMMANDS:
         summary = (function.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=summary)
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=function is not run)
         command.set_defaults(function=function)
         add_arguments(command)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.function is not run:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     try:
         return int(options.function(options))
     except HarnessExtError as error:
@@ -214,9 +218,11 @@ COMMANDS = (
     ("export", export, export_arguments),
     ("inspect", inspect, inspect_arguments),
     ("leaderboard", leaderboard, leaderboard_arguments),
+    ("merge", merge, merge_arguments),
     ("plan", plan, plan_arguments),
     ("publish", publish, publish_arguments),
     ("report", report, report_arguments),
+    ("run", run, run_arguments),
     ("tasks-dir", print_tasks_dir, no_arguments),
     ("validate", validate, validate_arguments),
 )

@@ -47,3 +47,7 @@ class RecordError(HarnessExtError):
 
 class ReportError(HarnessExtError):
     """A page or a figure cannot be made of what was given."""
+
+
+class ShardError(HarnessExtError):
+    """A part of an evaluation cannot be made, or parts cannot be joined."""
