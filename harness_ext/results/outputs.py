@@ -14,10 +14,12 @@ from typing import Any, get_args
 import jsonlines
 
 from harness_ext.cells import Outcome
-from harness_ext.errors import PublishError
+from harness_ext.errors import PublishError, ShardError
 
 RESULTS_FILE = re.compile(r"_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
 """lm_eval's name of a results file: `results_<date>.json`, or what --output_path named and the date. Its samples have the same date."""
+PART = re.compile(rb'^  "shard": \{$', re.MULTILINE)
+"""In the results file of a part, which `harness-ext run --shard` wrote."""
 OUTCOMES = frozenset(get_args(Outcome)) - {"measured"}
 
 
@@ -83,8 +85,11 @@ class Output:
     """Those of this package, by name."""
 
 
-def find_outputs(places: Iterable[Path]) -> list[Path]:
-    """The results files below `places`, which are folders or such files. Raises PublishError for a place that holds none."""
+def find_outputs(places: Iterable[Path], *, parts: bool = False) -> list[Path]:
+    """The results files below `places`, which are folders or such files; those of parts of a run only where they are asked for.
+
+    Raises PublishError for a place that holds none, and ShardError for one that holds parts alone.
+    """
     found: dict[Path, None] = {}
     for place in places:
         files = sorted(place.rglob("*.json")) if place.is_dir() else [place]
@@ -92,6 +97,11 @@ def find_outputs(places: Iterable[Path]) -> list[Path]:
         if not named:
             raise PublishError(
                 f"{place} holds no results of lm_eval (results_<date>.json); give the folder that --output_path named"
+            )
+        named = [file for file in named if parts or not (file.is_file() and PART.search(file.read_bytes()))]
+        if not named:
+            raise ShardError(
+                f"{place} holds parts of a run alone; join them first: harness-ext merge {place} --output_path FOLDER"
             )
         found |= dict.fromkeys(file.resolve() for file in named)
     return list(found)
