@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from harness_ext import credentials
 from harness_ext.errors import HarnessExtError, TaskFileError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ CLASSES = {"harness_ext.Task": "parse_spec", "harness_ext.LossTask": "parse_loss
 """A task file's class → the function of `sweep.spec` that reads the file."""
 OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
+OUR_MODEL = re.compile("-extrapolate$")
+"""A model of ours, by its name."""
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
 
 
@@ -91,6 +94,17 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
             return wrapped(*args, **kwargs)
 
     evaluator.evaluate = evaluate  # type: ignore[attr-defined]
+    simple = evaluator.simple_evaluate
+    asked = inspect.signature(simple)
+
+    @functools.wraps(simple)
+    def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
+        arguments = asked.bind(*args, **kwargs).arguments
+        if OUR_MODEL.search(str(arguments.get("model"))):
+            credentials.refuse({name: arguments.get(name) for name in ("model_args", "metadata")})
+        return simple(*args, **kwargs)
+
+    evaluator.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
 
 
 def prepare_command_line(module: ModuleType) -> None:
@@ -101,6 +115,11 @@ def prepare_command_line(module: ModuleType) -> None:
     @classmethod  # type: ignore[misc]
     @functools.wraps(from_cli)
     def from_cli_here(cls: Any, namespace: Any) -> Any:
+        given, file = {name: value for name, value in vars(namespace).items() if value}, getattr(namespace, "config", None)
+        if file:  # then lm_eval prints all that it was given
+            given = {**cls.load_yaml_config(file), **given}
+        if OUR_MODEL.search(str(given.get("model"))):
+            credentials.refuse(given if file else {name: given.get(name) for name in ("model_args", "metadata")})
         instance = from_cli(cls, namespace)
         if not any(getattr(namespace, name, None) for name in ("model", "model_args", "config")):
             instance.model = _Unnamed(instance.model)
@@ -113,6 +132,8 @@ def prepare_command_line(module: ModuleType) -> None:
                 check_task_files(Path(name))
         manager = process_tasks(self, metadata)
         ours = [task for task in self.tasks if _is_ours(task, manager)]
+        if ours:
+            credentials.refuse(self.metadata or {})  # which has the model's arguments too
         if len(ours) == len(self.tasks) and isinstance(self.model, _Unnamed):
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
             log.warning(

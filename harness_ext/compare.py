@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness_ext import credentials
 from harness_ext.cells import Length, TrainedLength, Unmeasured
 from harness_ext.errors import ComparisonError, HarnessExtError, LengthError, ModelError, PromptTooLongError
 from harness_ext.model_view import first_line
@@ -143,6 +144,7 @@ def load_tasks(asked: Asked) -> tuple[Any, dict[str, Any]]:
     """
     import harness_ext
 
+    credentials.refuse({**asked.model_args, **asked.metadata})
     harness_ext.install()
     from lm_eval.tasks import TaskManager
 

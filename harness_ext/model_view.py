@@ -16,6 +16,7 @@ from typing import Any
 
 from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength
+from harness_ext.credentials import hide
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.token_count import TokenCount
 
@@ -222,13 +223,17 @@ def check_fits(tokens: int, limits: Sequence[Limit]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an exception says, in one line and without secrets."""
+    if "trust_remote_code=True" in str(error):
+        return "it brings code of its own, which is run only where trust_remote_code=True is given"
+    return hide(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
 
 
 def _source(options: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the model arguments that says which files to read."""
-    return {key: options[key] for key in ("revision", "subfolder", "trust_remote_code", "gguf_file") if options.get(key)}
+    named = {key: options[key] for key in ("revision", "subfolder", "gguf_file") if options.get(key)}
+    # Where it is not said, transformers asks at the terminal.
+    return {**named, "trust_remote_code": bool(options.get("trust_remote_code"))}
 
 
 def _is_length(value: object) -> bool:

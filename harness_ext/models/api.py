@@ -23,6 +23,7 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from harness_ext import credentials
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError
 from harness_ext.model_view import ModelView, check_fits, load_tokenizer
@@ -44,8 +45,6 @@ SHORT = 64
 """Tokens; whether a prompt of fewer is read from its beginning on is not checked."""
 LONG_TEXT = 1000
 """Characters; shorter texts are tokenised whole."""
-TAKEN = frozenset({"auth_token", "header"})
-"""Arguments of lm_eval's class that hold secrets, and would be written into the results."""
 
 
 class ApiExtrapolate(LocalCompletionsAPI):
@@ -123,8 +122,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         self._habits = self._meet()
 
     def _check_arguments(self, options: Mapping[str, Any], model: Any, tokenizer: Any) -> None:
-        for name in TAKEN & options.keys():
-            raise ModelError(f"{name} is written into results with the other arguments; leave it out, and set OPENAI_API_KEY")
+        credentials.refuse(options)
         if not model:
             raise ModelError("api-extrapolate needs the model's name on the server: add model=NAME")
         if not tokenizer or options.get("tokenizer_backend", "huggingface") != "huggingface":

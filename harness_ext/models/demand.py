@@ -158,7 +158,8 @@ def find_lack(name: str, arguments: Mapping[str, Any]) -> tuple[int, int, str] |
     elsewhere = str(arguments.get("device") or "cpu") != "cpu" or (not arguments.get("device") and torch.accelerator.is_available())
     if elsewhere or any(arguments.get(option) for option in ELSEWHERE):
         return None
-    options = {option: arguments[option] for option in ("revision", "subfolder", "trust_remote_code") if arguments.get(option)}
+    options = {option: arguments[option] for option in ("revision", "subfolder") if arguments.get(option)}
+    options["trust_remote_code"] = bool(arguments.get("trust_remote_code"))
     try:
         config = AutoConfig.from_pretrained(resolve(name), **options)
     except (OSError, ValueError, KeyError):  # the model class says it, and better

@@ -26,7 +26,7 @@ from harness_ext import positions
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import pieces, probe, provenance
+from harness_ext.models import checkpoint, pieces, probe, provenance
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
@@ -422,7 +422,11 @@ class HFExtrapolate(HFLM):
             options["rope_parameters"] = rotary.merge(positions.text_config(self.config).rope_parameters, parameters)
         if self._method:  # minutes before the weights are there, where they are many
             check_applies(self._method, self._as_subject(build_without_weights(self.config, **options)))
-        super()._create_model(pretrained, *args, **options)
+        options = checkpoint.prefer_safetensors(pretrained, options)
+        try:
+            super()._create_model(pretrained, *args, **options)
+        except OSError as error:
+            raise checkpoint.explain(pretrained, options, error) from error
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
         try:

@@ -66,6 +66,7 @@ def inspect_model(name: str, **options: Any) -> Inspection:
 
     Raises ModelError where its config cannot be read or no model can be built of it.
     """
+    options = {"trust_remote_code": False, **options}  # where it is not said, transformers asks at the terminal
     try:
         config = AutoConfig.from_pretrained(resolve(name), **options)
     except (OSError, ValueError, KeyError) as error:
@@ -80,10 +81,9 @@ def inspect_model(name: str, **options: Any) -> Inspection:
 def build_without_weights(config: Any, **options: Any) -> Any:
     """The model of `config` on the meta device. Raises ModelError where transformers has no language model of it."""
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    trusted = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
     try:
         with torch.device("meta"):
-            return auto.from_config(config, **trusted)
+            return auto.from_config(config, trust_remote_code=bool(options.get("trust_remote_code")))
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         raise ModelError(
             f"transformers cannot build a language model of type {config.model_type!r}: {first_line(error)}"

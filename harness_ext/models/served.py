@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
+from harness_ext import credentials
 from harness_ext.cells import Outcome, Unmeasured
 from harness_ext.errors import ModelError
 
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Read = Callable[[Any], T]
 """What makes of a JSON document what it says. Raises AttemptError where it does not."""
-SECRET = re.compile(r"key|token|secret|sig|pass|auth", re.IGNORECASE)
-"""Names of URL parameters that hold what must not be written down."""
 TOO_LONG = re.compile(
     r"context[ _-]?(length|window|size)|model (length|len\b)|max_model_len|max_total_tokens|(prompt|input|inputs|request)\b.{0,60}"
     r"\b(too (long|large)|exceed|less than \d+ tokens|more than \d+ tokens)|maximum.{0,40}\btokens",
@@ -177,6 +176,7 @@ class Server:
             text = text.decode("utf-8", "replace")
         if self._key:
             text = text.replace(self._key, HIDDEN.decode())
+        text = credentials.hide(text)
         line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 8 * SAID]).split())
         return (line[:SAID] + " …" if len(line) > SAID else line) or "nothing"
 
@@ -189,7 +189,7 @@ def check_url(url: Any) -> None:
         parts = None
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ModelError(f"base_url: found {url!r}; expected an address such as http://localhost:8000/v1/completions")
-    if parts.password or parts.username or any(SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+    if credentials.in_address(url):
         raise ModelError("base_url holds a key or a password, and model arguments are written into results; set OPENAI_API_KEY")
 
 
