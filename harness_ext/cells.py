@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Outcome = Literal["measured", "hard_limit", "backend_limit", "out_of_memory", "interrupted", "too_short"]
-"""What became of a cell. One that was not measured has no score: not 0, not −1, and it enters no mean. `too_short`: the
-task's own text does not fit (only where nobody asked for that length; otherwise it is an error)."""
+Outcome = Literal["measured", "hard_limit", "backend_limit", "out_of_memory", "backend_error", "interrupted", "too_short"]
+"""What became of a cell. One that was not measured has no score: not 0, not −1, and it enters no mean. `backend_error`: a server
+failed, or answered nothing that can be believed. `too_short`: the task's own text does not fit (only where nobody asked for that length;
+otherwise it is an error)."""
 
 
 class Unmeasured(NamedTuple):

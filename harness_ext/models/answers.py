@@ -85,7 +85,7 @@ def read_echo(answer: Any, ids: Sequence[int], spelling: Spelling) -> Echo:
     if len(tokens) != sent + 1:
         raise AttemptError(
             f"{sent} tokens were sent, and log-probabilities of {len(tokens)} came back, not of these and the one generated",
-            outcome="backend_limit" if len(tokens) <= sent else "interrupted",
+            outcome="backend_limit" if len(tokens) <= sent else "backend_error",
             again=len(tokens) > sent,
         )
     for place, (token, text) in enumerate(zip(ids, tokens, strict=False)):

@@ -249,7 +249,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
             if isinstance(found, Unmeasured):
                 return found
             return found.first or Unmeasured(
-                "interrupted", "the server says of a long prompt no more how likely tokens are, as it did of a short one"
+                "backend_error", "the server says of a long prompt no more how likely tokens are, as it did of a short one"
             )
 
         def answer(index: int) -> str | Unmeasured:
@@ -373,7 +373,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         question = self._word(ids)
         if question is None:
             return Unmeasured(
-                "interrupted", "the prompt's text has other tokens than the prompt; leave tokenized_requests=False out"
+                "backend_error", "the prompt's text has other tokens than the prompt; leave tokenized_requests=False out"
             )
         payload = self._create_payload(question, generate=False, seed=self._seed) | {"logprobs": tops}
         return self._server.ask(payload, lambda found: answers.read_echo(found, ids, self._spelling), tokens=len(ids))

@@ -30,7 +30,7 @@ class Ceiling:
         with self._lock:
             if not isinstance(answer, Unmeasured):
                 self._failed.clear()
-            elif answer.outcome != "interrupted":
+            elif answer.outcome != "backend_error":
                 self._lower(tokens, answer)
             else:
                 self._failed.append(tokens)

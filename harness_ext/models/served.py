@@ -62,7 +62,7 @@ LONGEST_PAUSE = 30.0
 class AttemptError(Exception):
     """An attempt that gave no answer: what becomes of the prompt if no other attempt does, and whether one is worth it."""
 
-    def __init__(self, reason: str, *, outcome: Outcome = "interrupted", again: bool = True, wait: float | None = None) -> None:
+    def __init__(self, reason: str, *, outcome: Outcome = "backend_error", again: bool = True, wait: float | None = None) -> None:
         super().__init__(reason)
         self.reason, self.outcome, self.again, self.wait = reason, outcome, again, wait
 

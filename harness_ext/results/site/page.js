@@ -3,7 +3,7 @@
   const ROWS = 50; // of a page of the table
   const MOST = 12; // runs in one figure, past which nobody tells them apart
   const WORDS = {
-    hard_limit: "limit", out_of_memory: "memory", backend_limit: "backend", interrupted: "stopped", too_short: "too short",
+    hard_limit: "limit", out_of_memory: "memory", backend_limit: "backend", backend_error: "error", interrupted: "stopped", too_short: "too short",
   };
   const SIZES = [["any", 0, Infinity], ["below 100 M", 0, 1e8], ["100 M to 1 B", 1e8, 1e9], ["1 B to 10 B", 1e9, 1e10],
     ["10 B and more", 1e10, Infinity]];
