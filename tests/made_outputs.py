@@ -27,11 +27,17 @@ def write_output(
     right: Right = lambda length, depth, sample: length <= 256 or (length == 512 and sample != 1),
     unmeasured: dict[int, str] | None = None,
     controls: bool = False,
+    arms: dict[str, Right] | None = None,
+    left_out: Sequence[dict[str, Any]] = (),
+    swept: bool = True,
     date: str = DATE,
     config: dict[str, Any] | None = None,
     **results: Any,
 ) -> Path:
-    """The results file. `unmeasured`: length → why nothing was asked of it; `config`, `results`: what is said otherwise."""
+    """The results file. `unmeasured`: length → why nothing was asked of it; `config`, `results`: what is said otherwise.
+
+    `arms`: arm → whether its answer is right; `left_out`: those that were not run; not `swept`: arms alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lengths = [
         {"length": round(m * (trained or 256)), "multiple": m if trained else None, "outcome": "measured", "reason": ""}
@@ -59,8 +65,11 @@ def write_output(
         if kind == "loss":
             rows = _loss_rows([length["length"] for length in measured], samples)
         else:
-            rows = _answer_rows(kind, measured, depths, samples, right, controls)
+            rows = _answer_rows(kind, measured if swept else [], depths, samples, right, controls)
+            rows += _arm_rows(kind, measured, depths, samples, arms or {}, len(rows), trained or 256)
         run["configs"][task] = _config(kind, lengths, depths, samples, trained)
+        if arms or left_out:
+            run["configs"][task]["arms"] = list(left_out)
         run["versions"][task] = 2
         run["n-samples"][task] = {"original": len(rows), "effective": len(rows)}
         run["results"][task] = {"alias": task, **means(rows)}
@@ -168,33 +177,58 @@ def _answer_rows(
     if controls:
         places += [("needle_absent", length, None, sample) for sample, length in itertools.product(range(samples), lengths)]
         places += [("no_haystack", {"length": 40, "multiple": 40 / 256}, None, sample) for sample in range(samples)]
-    rows = []
-    for control, length, depth, sample in places:
-        exact = control == "no_haystack" or (not control and right(length["length"], depth or 0, sample))
-        at = f"@{length['length']:>8}"
-        metric = f"exact{at}" if not control else control if control == "no_haystack" else f"{control}{at}"
-        doc = {
-            "length": length["length"],
-            "multiple": length["multiple"],
-            "depth": depth,
-            "sample": sample,
-            "seed": 0,
-            "prompt_tokens": length["length"],
-            "answer_tokens": 0 if kind == "generated" else 5,
-            "prompt_fingerprint": _digest(kind, control, length["length"], depth, sample)[:16],
-            "answer": "84402",
-            "values": ["84402"],
-            **({"control": control} if control else {}),
-        }
-        if kind == "generated":
-            response: Any = " 84402." if exact else " 11111."
-            verdict = "exact" if exact else "wrong_value"
-            metrics = {metric: float(exact), **({} if control else {f"lenient{at}": float(exact)})}
-        else:
-            response, verdict = [str(-0.25 if exact else -9.5), str(exact)], "exact" if exact else "missed"
-            metrics = {metric: float(exact)}
-        rows.append(_row(len(rows), doc, response, verdict, metrics))
+    return [
+        _answer_row(
+            kind, number, place, place[0] == "no_haystack" or (not place[0] and right(place[1]["length"], place[2] or 0, place[3]))
+        )
+        for number, place in enumerate(places)
+    ]
+
+
+def _arm_rows(
+    kind: str,
+    lengths: Sequence[dict[str, Any]],
+    depths: Sequence[float],
+    samples: int,
+    arms: dict[str, Right],
+    first: int,
+    trained: int,
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for arm, length, depth, sample in itertools.product(arms, lengths, depths, range(samples)):
+        if length["length"] >= trained + arm.startswith("packed"):
+            exact = arms[arm](length["length"], depth, sample)
+            rows.append(_answer_row(kind, first + len(rows), (arm, length, depth, sample), exact))
+            if arm in ("stretched", "shifted"):
+                rows[-1]["doc"]["prompt_tokens"] = 180
     return rows
+
+
+def _answer_row(kind: str, number: int, place: tuple[str | None, dict[str, Any], float | None, int], exact: bool) -> dict[str, Any]:
+    control, length, depth, sample = place
+    at = f"@{length['length']:>8}"
+    metric = f"exact{at}" if not control else control if control == "no_haystack" else f"{control}{at}"
+    doc = {
+        "length": length["length"],
+        "multiple": length["multiple"],
+        "depth": depth,
+        "sample": sample,
+        "seed": 0,
+        "prompt_tokens": length["length"],
+        "answer_tokens": 0 if kind == "generated" else 5,
+        "prompt_fingerprint": _digest(kind, control, length["length"], depth, sample)[:16],
+        "answer": "84402",
+        "values": ["84402"],
+        **({"control": control} if control else {}),
+    }
+    if kind == "generated":
+        response: Any = " 84402." if exact else " 11111."
+        verdict = "exact" if exact else "wrong_value"
+        metrics = {metric: float(exact), **({} if control else {f"lenient{at}": float(exact)})}
+    else:
+        response, verdict = [str(-0.25 if exact else -9.5), str(exact)], "exact" if exact else "missed"
+        metrics = {metric: float(exact)}
+    return _row(number, doc, response, verdict, metrics)
 
 
 def _loss_rows(edges: Sequence[int], samples: int) -> list[dict[str, Any]]:

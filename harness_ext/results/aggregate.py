@@ -11,13 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
-from harness_ext.cells import Outcome
+from harness_ext.results.causes import ARMS, Arm, Scores, explain, measure_baselines
 from harness_ext.results.clusters import Answers, draw_scores, list_intervals, tabulate
 from harness_ext.results.effective_length import RULES, Reading, find_area_past, find_half_length, measure_length
+from harness_ext.results.predict import predict
 from harness_ext.results.records import (
+    ArmName,
+    ArmPoint,
     Cell,
+    CellOutcome,
     ConfidenceInterval,
     ControlName,
     ControlPoint,
@@ -42,7 +47,7 @@ def make_cell(
     length: int,
     multiple: float | None,
     depth: float | None,
-    outcome: Outcome,
+    outcome: CellOutcome,
     reason: str = "",
     prompts: Sequence[Prompt] = (),
 ) -> Cell:
@@ -83,16 +88,22 @@ def make_cell(
 
 
 def make_curve(cells: Sequence[Cell]) -> Curve:
-    """The curve of one task's cells, controls among them.
+    """The curve of one task's cells, controls and arms among them.
 
     Points' intervals are clustered by haystack; figures derived from the curve take their intervals from the same draws, in which
     all lengths are drawn together. A loss has points alone: it has no right answers, of which half could be left.
     """
     by_control = _group(cells, lambda cell: cell.control or "")
-    by_length = _group(by_control.pop("", []), lambda cell: cell.length)
-    points, reading = _make_points(list(by_length.values()))
+    sweep = by_control.pop("", [])
+    arms = {arm: by_control.pop(arm) for arm in ARMS if arm in by_control}
+    curve = _make_plain(sweep, by_control)
+    return _add_arms(curve, sweep, arms) if arms else curve
+
+
+def _make_plain(sweep: Sequence[Cell], by_control: Mapping[str, Sequence[Cell]]) -> Curve:
+    points, reading = _make_points(list(_group(sweep, lambda cell: cell.length).values()))
     if reading is None:
-        why = "a loss" if any(cell.n and cell.successes is None for cell in cells) else "nothing was measured"
+        why = "a loss" if any(cell.n and cell.successes is None for cell in sweep) else "nothing was measured"
         none = Derived(value=None, lower=None, upper=None, reason=why)
         return Curve(points=points, controls=_make_controls(by_control), effective_lengths=[], half_length=none, area_past=none)
     return Curve(
@@ -102,6 +113,51 @@ def make_curve(cells: Sequence[Cell]) -> Curve:
         half_length=find_half_length(reading),
         area_past=find_area_past(reading),
     )
+
+
+def _add_arms(curve: Curve, sweep: Sequence[Cell], arms: Mapping[ArmName, Sequence[Cell]]) -> Curve:
+    """The curve with what its arms say of it."""
+    points = [
+        ArmPoint(
+            arm=arm,
+            length=point.length,
+            multiple=point.multiple,
+            outcome=point.outcome,
+            reason=point.reason,
+            score_details=point.score_details,
+        )
+        for arm, cells in arms.items()
+        for point in _make_points(list(_group(cells, lambda cell: cell.length).values()))[0]
+    ]
+    known = next(((point.length, point.multiple) for point in points if point.multiple), None)
+    if known is None:  # the trained length is unknown: nothing is past it
+        return msgspec.structs.replace(curve, arms=points)
+    trained = round(known[0] / known[1])
+    became = {point.length: "was not run" for point in points} | {point.length: str(point.outcome) for point in curve.points}
+    scores = _draw_together([("long", sweep), *arms.items()])
+    return msgspec.structs.replace(
+        curve,
+        arms=points,
+        baselines=measure_baselines(scores, trained),
+        causes=explain(scores, points, became, trained),
+        predictions=predict(scores, trained),
+    )
+
+
+def _draw_together(arms: Iterable[tuple[Arm, Sequence[Cell]]]) -> Scores:
+    """The scores of all arms at all their lengths: prompts of one haystack are drawn together, so that differences are paired."""
+    groups = {
+        (arm, length): group
+        for arm, cells in arms
+        for length, group in _group(cells, lambda cell: cell.length).items()
+        if _is_whole(group)
+    }
+    if not groups:
+        return {}
+    answers = tabulate(list(groups.values()))
+    draws = draw_scores(answers)
+    columns = np.column_stack([answers.scores, draws] if np.isfinite(draws).all() else [answers.scores])
+    return dict(zip(groups, columns, strict=True))
 
 
 def profile_depths(cells: Sequence[Cell], *, above: float = 1.0, up_to: float = math.inf) -> dict[float, ScoreDetails]:
@@ -123,7 +179,7 @@ def _make_points(groups: Sequence[Sequence[Cell]]) -> tuple[list[Point], Reading
     A length is measured where every depth of it was: the mean over those that were would be another mean.
     """
     missing = [next((cell for cell in group if cell.outcome != "measured"), None) for group in groups]
-    whole = [not gap and any(cell.prompts for cell in group) for group, gap in zip(groups, missing, strict=True)]
+    whole = [_is_whole(group) for group in groups]
     measured = list(itertools.compress(groups, whole))
     shares = all(cell.successes is not None for group in measured for cell in group if cell.prompts)
     answers = tabulate(measured) if measured and shares else None
@@ -139,6 +195,10 @@ def _make_points(groups: Sequence[Sequence[Cell]]) -> tuple[list[Point], Reading
         for group, gap, known in zip(groups, missing, whole, strict=True)
     ]
     return points, _read(points, answers) if answers else None
+
+
+def _is_whole(group: Sequence[Cell]) -> bool:
+    return all(cell.outcome == "measured" for cell in group) and any(cell.prompts for cell in group)
 
 
 def _read(points: Sequence[Point], answers: Answers) -> Reading:

@@ -175,6 +175,8 @@ def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
     samples = [prompt.sample for prompt in cell.prompts]
     if len(set(samples)) < len(samples):
         yield "a sample stands there twice; expected each once"
+    if cell.control is None and cell.outcome in ("not_admitted", "no_positions"):
+        yield f"outcome {cell.outcome} of a cell of the sweep; expected it of an arm alone"
     if cell.outcome == "measured" and not cell.prompts:
         yield "measured without a prompt; expected prompts, or another outcome"
     hard = run.model_info.hard_limit
@@ -217,10 +219,10 @@ def _audit_task(task: Task, cells: list[Cell]) -> Iterator[str]:
         yield from _compare(f"{task.evaluation_name}: curve", msgspec.to_builtins(task.curve), msgspec.to_builtins(expected))
 
 
-def _spread(cells: Sequence[Cell]) -> tuple[set[int], set[float | None], set[int]]:
-    """The lengths, depths and samples of cells."""
+def _spread(cells: Sequence[Cell]) -> tuple[set[Any], set[float | None], set[int]]:
+    """The lengths (of each control), depths and samples of cells."""
     samples = {prompt.sample for cell in cells for prompt in cell.prompts}
-    return {cell.length for cell in cells}, {cell.depth for cell in cells}, samples
+    return {(cell.control, cell.length) for cell in cells}, {cell.depth for cell in cells}, samples
 
 
 def _compare(where: str, found: Any, expected: Any) -> Iterator[str]:

@@ -77,7 +77,7 @@ def _check_places(output: Output, task: TaskOutput) -> Iterator[str]:
     trained = (task.config.get("trained_length") or {}).get("tokens")
     sweep = [row for row in task.rows if not row.doc.get("control")]
     asked, measured = Counter(row.length for row in sweep), Counter(row.length for row in sweep if row.outcome == "measured")
-    for length in task.config["lengths"]:
+    for length in task.lengths:
         tokens, multiple = length["length"], length["multiple"]
         if length["outcome"] == "measured" and not measured[tokens]:
             yield f"{output.file}: {task.name} says that {tokens} tokens were measured, and no sample is of them; run again with a --limit that leaves some"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness_ext.results.clusters import take_middle
 from harness_ext.results.records import Derived, EffectiveLength, RuleName
 
 Floats = NDArray[np.float64]
@@ -123,7 +124,7 @@ def measure_length(rule: Rule, reading: Reading) -> EffectiveLength:
         )
     lower, upper = None, None
     if reading.draws is not None:
-        low, high = _take_middle(find_longest(rule, reading.draws, reading.within))
+        low, high = take_middle(find_longest(rule, reading.draws, reading.within))
         lower = reading.tokens[min(int(low), reached)] if low >= 0 else 0
         upper = reading.tokens[max(int(high), reached)]
     longest = reached == len(reading.tokens) - 1
@@ -156,7 +157,7 @@ def find_half_length(reading: Reading) -> Derived:
         left = float(reading.scores[-1]) / reading.in_window
         reason = f"not reached: at {longest:g}x, the longest that was measured, {left:.2f} of the in-window score is left"
     if reading.draws is not None:
-        ends = _take_middle(_cross_half(reading, reading.draws))
+        ends = take_middle(_cross_half(reading, reading.draws))
         low = min(float(ends[0]), value, longest)
         high = None if math.isinf(ends[1]) else max(float(ends[1]), value)
     if math.isinf(value):
@@ -181,7 +182,7 @@ def find_area_past(reading: Reading) -> Derived:
     value = float(weights @ reading.scores)
     if reading.draws is None:
         return Derived(value=value, lower=None, upper=None)
-    low, high = _take_middle(weights @ reading.draws)
+    low, high = take_middle(weights @ reading.draws)
     return Derived(value=value, lower=min(float(low), value), upper=max(float(high), value))
 
 
@@ -230,10 +231,3 @@ def _weigh_area(x: Floats) -> Floats:
     weights = trapezoid[0] * at_zero
     weights[past] += trapezoid[1:]
     return np.asarray(weights / nodes[-1])
-
-
-def _take_middle(values: NDArray[np.generic]) -> tuple[float, float]:
-    """The ends of the middle 95 %, rounded outwards to values that occur (some may be infinite)."""
-    low, high = math.floor(0.025 * (len(values) - 1)), math.ceil(0.975 * (len(values) - 1))
-    ordered = np.partition(values, (low, high))
-    return float(ordered[low]), float(ordered[high])

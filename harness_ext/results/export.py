@@ -203,7 +203,9 @@ def _list_samples(published: PublishedRun) -> Iterator[dict[str, Any]]:
 def _list_unmeasured(published: PublishedRun) -> str:
     """In words: their records have no outcome beside a score."""
     found = {
-        f"{cell.evaluation_name} at {cell.length} tokens: {cell.outcome}" for cell in published.cells if cell.outcome != "measured"
+        f"{cell.evaluation_name}{f', {cell.control}' if cell.control else ''} at {cell.length} tokens: {cell.outcome}"
+        for cell in published.cells
+        if cell.outcome != "measured"
     }
     return "; ".join(sorted(found))
 

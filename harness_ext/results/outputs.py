@@ -13,14 +13,15 @@ from typing import Any, get_args
 
 import jsonlines
 
-from harness_ext.cells import Outcome
 from harness_ext.errors import PublishError, ShardError
+from harness_ext.results.causes import PAST_ONLY
+from harness_ext.results.records import CellOutcome
 
 RESULTS_FILE = re.compile(r"_(?P<date>\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?)\.json")
 """lm_eval's name of a results file: `results_<date>.json`, or what --output_path named and the date. Its samples have the same date."""
 PART = re.compile(rb'^  "shard": \{$', re.MULTILINE)
 """In the results file of a part, which `harness-ext run --shard` wrote."""
-OUTCOMES = frozenset(get_args(Outcome)) - {"measured"}
+OUTCOMES = frozenset(get_args(CellOutcome)) - {"measured"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,25 @@ class TaskOutput:
     """As it ran."""
     rows: tuple[Row, ...]
     """In lm_eval's order."""
+
+    @property
+    def lengths(self) -> list[Mapping[str, Any]]:
+        """The sweep's, each with its outcome; none where arms were run without it."""
+        swept = any(not row.doc.get("control") for row in self.rows)
+        return self.config["lengths"] if swept or not self.rows else []
+
+    @property
+    def left_out(self) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """(Arm, length) → its outcome and reason, for what the model could not be asked."""
+        found: dict[tuple[str, int], Mapping[str, Any]] = {}
+        trained = (self.config.get("trained_length") or {"tokens": 0})["tokens"]
+        for entry in self.config.get("arms") or []:
+            if isinstance(entry, Mapping):
+                least = trained + (entry["arm"] in PAST_ONLY)
+                lengths = [length["length"] for length in self.config["lengths"] if length["length"] >= least]
+                for length in [entry["length"]] if entry["length"] else lengths:
+                    found[entry["arm"], length] = entry
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,7 +154,7 @@ def _open(published: PublishedRun, name: str) -> Run:
     run = published.run
     plan = {
         task.evaluation_name: tuple(
-            Length(tokens=point.length, multiple=point.multiple, outcome=point.outcome, reason=point.reason)
+            Length(tokens=point.length, multiple=point.multiple, outcome=point.outcome, reason=point.reason)  # type: ignore[arg-type]  # no arm's
             for point in task.curve.points
         )
         for task in run.tasks

@@ -197,14 +197,16 @@ def _draft_cells(task: TaskOutput, trained: int | None) -> list[Cell]:
     rows = sorted(task.rows, key=_place)
     groups = {place: list(group) for place, group in itertools.groupby(rows, key=_place)}
     depths: Sequence[float | None] = [None] if "edges" in task.config else task.config["depths"]
-    unmeasured = {entry["length"]: entry for entry in task.config["lengths"] if entry["outcome"] != "measured"}
+    unmeasured = {entry["length"]: entry for entry in task.lengths if entry["outcome"] != "measured"}
+    left_out = task.left_out
+    asked = {(control, length) for control, length, _ in groups}
     for length, depth in itertools.product(unmeasured, depths):
         groups.setdefault(("", length, -1.0 if depth is None else depth), [])
+    groups |= {(arm, length, -1.0): [] for arm, length in left_out if (arm, length) not in asked}
     cells = []
     for (control, length, depth), group in sorted(groups.items()):
-        why: Mapping[str, Any] = unmeasured.get(length) or next(
-            (unmeasured[edge] for edge in sorted(unmeasured) if edge >= length), {}
-        )
+        longer = next((unmeasured[edge] for edge in sorted(unmeasured) if edge >= length), {})
+        why: Mapping[str, Any] = left_out.get((control, length)) or unmeasured.get(length) or longer
         outcome = next((row.outcome for row in group if row.outcome != "measured"), "measured" if group else why["outcome"])
         cells.append(
             make_cell(

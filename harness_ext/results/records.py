@@ -13,7 +13,7 @@ from msgspec import Meta, Struct, field
 
 from harness_ext.cells import Outcome
 
-SCHEMA_VERSION = "1.0.0"
+SCHEMA_VERSION = "1.1.0"
 """Of these records. A reader takes the same major version; an older one is converted or refused by name."""
 
 LARGEST = 2**53 - 1
@@ -31,7 +31,13 @@ Text = Annotated[str, Meta(max_length=4000, pattern=PLAIN)]
 ModelId = Annotated[str, Meta(max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?(?!\n)$")]
 Moment = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z(?!\n)$")]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,64}(?!\n)$")]
-ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
+ArmName = Literal["stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors"]
+"""An arm of the experiment that asks why a model degrades, beside the sweep itself (docs/method.md)."""
+ControlName = Literal["no_haystack", "needle_absent", "cropped", "short", ArmName]
+CellOutcome = Literal[Outcome, "not_admitted", "no_positions"]
+"""Of an arm's cell also `not_admitted`, where tokens cannot be put at chosen positions, and `no_positions`, where there are none to put
+them at, or none that ever leave what the model saw: then the arm would be the plain prompt."""
+CauseName = Literal["positions", "number", "content", "number_and_content", "positions_and_number"]
 RuleName = Literal["ruler_llama2_chat", "ruler_llama2_base", "nolima", "k_max", "yarn"]
 
 
@@ -113,7 +119,7 @@ class Cell(Record, frozen=True, kw_only=True, tag_field="kind", tag="cell"):
     depth: Annotated[
         Share | None, says("Where the needle stands, as planned: 0 before all filler, 1 after it. None where there is none.")
     ]
-    outcome: Annotated[Outcome, says("`measured`, or why not; then there is no score.")]
+    outcome: Annotated[CellOutcome, says("`measured`, or why not; then there is no score.")]
     reason: Annotated[Text, says("In words, where it was not measured.")] = ""
     n: Annotated[Count, says("Prompts scored.")]
     successes: Annotated[Count | None, says("Of them, those answered exactly. None for a loss, and where nothing was measured.")]
@@ -131,7 +137,7 @@ class Point(Record, frozen=True, kw_only=True):
 
     length: Annotated[Tokens, says("Tokens of each prompt.")]
     multiple: Annotated[float | None, says("Length over trained length.")]
-    outcome: Annotated[Outcome, says("`measured`, or why not.")]
+    outcome: Annotated[CellOutcome, says("`measured`, or why not.")]
     reason: Annotated[Text, says("In words, where it was not measured.")] = ""
     score_details: Annotated[ScoreDetails | None, says("Its interval is clustered by haystack. None where nothing was measured.")]
 
@@ -142,6 +148,65 @@ class ControlPoint(Record, frozen=True, kw_only=True):
     control: Annotated[ControlName, says("Which.")]
     length: Annotated[Tokens | None, says("The sweep's length that it stands beside; None where it has none (`no_haystack`).")]
     score_details: Annotated[ScoreDetails, says("As a point's.")]
+
+
+class ArmPoint(Record, frozen=True, kw_only=True):
+    """An arm's score, on the same axis as the curve's."""
+
+    arm: Annotated[ArmName, says("Which.")]
+    length: Annotated[Tokens, says("The sweep's length that it stands for; a stretched or shifted prompt reads fewer tokens.")]
+    multiple: Annotated[float | None, says("Length over trained length.")]
+    outcome: Annotated[CellOutcome, says("`measured`, or why not.")]
+    reason: Annotated[Text, says("In words, where it was not measured.")] = ""
+    score_details: Annotated[ScoreDetails | None, says("As a point's. None where nothing was measured.")]
+
+
+class Difference(Record, frozen=True, kw_only=True):
+    """A difference of two scores, with its 95 % interval."""
+
+    arm: Annotated[Literal["long", ArmName], says("Which arm; `long` is the sweep itself.")]
+    value: Annotated[float, says("As a share: 0.1 is ten points.")]
+    lower: Annotated[float | None, says("95 %, paired and clustered by haystack; None with one haystack.")]
+    upper: Annotated[float | None, says("95 %; None with one haystack.")]
+
+
+class Effect(Record, frozen=True, kw_only=True):
+    """What one cause takes, of what is lost."""
+
+    cause: Annotated[
+        CauseName, says("Unseen positions, the number of tokens, what the filler says; or two of them that cannot be told apart.")
+    ]
+    value: Annotated[float, says("As a share of all prompts; the effects of a length sum to what is lost there. May be negative.")]
+    lower: Annotated[float | None, says("95 %, paired and clustered by haystack; None with one haystack.")]
+    upper: Annotated[float | None, says("95 %; None with one haystack.")]
+    least: Annotated[float, says("The smallest that it is in any of the orders that `value` is the mean of.")]
+    most: Annotated[float, says("The largest; far from `least` where causes work through each other.")]
+
+
+class Cause(Record, frozen=True, kw_only=True):
+    """Why the score at one length is not that at the trained length."""
+
+    length: Annotated[Tokens, says("Of the plain prompt.")]
+    multiple: Annotated[float, says("Length over trained length; above 1.")]
+    losses: Annotated[
+        list[Difference],
+        says("What each arm loses against the trained length: the arm's own score there, or that of what it packs."),
+    ]
+    effects: Annotated[list[Effect], says("Empty where not measurable.")]
+    reason: Annotated[Text, says("In words, where there is no effect, or where two are one.")] = ""
+
+
+class Prediction(Record, frozen=True, kw_only=True):
+    """What the plain prompt would score at a length at which it was not measured: never a point of the curve."""
+
+    length: Annotated[Tokens, says("Of the plain prompt.")]
+    multiple: Annotated[float, says("Length over trained length.")]
+    value: Annotated[Share, says("The predicted score.")]
+    lower: Annotated[Share | None, says("95 %; None with one haystack.")]
+    upper: Annotated[Share | None, says("95 %; None with one haystack.")]
+    packed_from: Annotated[
+        Tokens | None, says("The longest packed prompt that was measured, where that of this length was not; else None.")
+    ]
 
 
 class EffectiveLength(Record, frozen=True, kw_only=True):
@@ -180,6 +245,15 @@ class Curve(Record, frozen=True, kw_only=True):
         Derived, says("Multiple of the trained length at which half of the in-window score is left, log-interpolated.")
     ]
     area_past: Annotated[Derived, says("Mean score over log2 of the multiple, from 1 to the longest measured length.")]
+    arms: Annotated[list[ArmPoint], says("By arm and length; empty where none was asked for.")] = field(default_factory=list)
+    baselines: Annotated[
+        list[Difference],
+        says("Each arm's score at the trained length less the plain prompt's there: far from 0, it is another task."),
+    ] = field(default_factory=list)
+    causes: Annotated[list[Cause], says("One a length past the trained length; empty without arms.")] = field(default_factory=list)
+    predictions: Annotated[
+        list[Prediction], says("Of lengths at which stretched prompts were measured and plain ones were not.")
+    ] = field(default_factory=list)
 
 
 class Task(Record, frozen=True, kw_only=True):
