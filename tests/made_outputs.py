@@ -69,7 +69,8 @@ def write_output(
             rows += _arm_rows(kind, measured, depths, samples, arms or {}, len(rows), trained or 256)
         run["configs"][task] = _config(kind, lengths, depths, samples, trained)
         if arms or left_out:
-            run["configs"][task]["arms"] = list(left_out)
+            run["configs"][task]["arms"] = [*(["long"] if swept else []), *(arms or {}), *(one["arm"] for one in left_out)]
+            run["configs"][task]["arms_left_out"] = list(left_out)
         run["versions"][task] = 2
         run["n-samples"][task] = {"original": len(rows), "effective": len(rows)}
         run["results"][task] = {"alias": task, **means(rows)}

@@ -76,20 +76,19 @@ class TaskOutput:
     @property
     def lengths(self) -> list[Mapping[str, Any]]:
         """The sweep's, each with its outcome; none where arms were run without it."""
-        swept = any(not row.doc.get("control") for row in self.rows)
-        return self.config["lengths"] if swept or not self.rows else []
+        asked = self.config.get("arms") or ["long"]
+        return list(self.config["lengths"]) if "long" in asked else []
 
     @property
     def left_out(self) -> dict[tuple[str, int], Mapping[str, Any]]:
         """(Arm, length) → its outcome and reason, for what the model could not be asked."""
         found: dict[tuple[str, int], Mapping[str, Any]] = {}
         trained = (self.config.get("trained_length") or {"tokens": 0})["tokens"]
-        for entry in self.config.get("arms") or []:
-            if isinstance(entry, Mapping):
-                least = trained + (entry["arm"] in PAST_ONLY)
-                lengths = [length["length"] for length in self.config["lengths"] if length["length"] >= least]
-                for length in [entry["length"]] if entry["length"] else lengths:
-                    found[entry["arm"], length] = entry
+        for entry in self.config.get("arms_left_out") or []:
+            least = trained + (entry["arm"] in PAST_ONLY)
+            lengths = [length["length"] for length in self.config["lengths"] if length["length"] >= least]
+            for length in [entry["length"]] if entry["length"] else lengths:
+                found[entry["arm"], length] = entry
         return found
 
 
@@ -120,9 +119,7 @@ def find_outputs(places: Iterable[Path], *, parts: bool = False) -> list[Path]:
             )
         named = [file for file in named if parts or not (file.is_file() and PART.search(file.read_bytes()))]
         if not named:
-            raise ShardError(
-                f"{place} holds parts of a run alone; join them first: harness-ext merge {place} --output_path FOLDER"
-            )
+            raise ShardError(f"{place} holds parts of a run alone; join them first: harness-ext merge {place} --output_path FOLDER")
         found |= dict.fromkeys(file.resolve() for file in named)
     return list(found)
 

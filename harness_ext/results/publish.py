@@ -41,7 +41,7 @@ PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|^[^\s/\\]+[/\\]\S+[/
 """Looks like a place in somebody's file system: from a root, a home or here, or with more than one separator and no space."""
 ELSEWHERE = frozenset(
     "task class tag task_alias unsafe_code target_delimiter fewshot_delimiter fewshot_config num_fewshot repeats should_decontaminate "
-    "output_type metadata lengths trained_length samples seed".split()
+    "output_type metadata lengths trained_length samples seed arms_left_out".split()
 )
 """Fields of a task's config that lm_eval adds, or that stand elsewhere in the record."""
 
