@@ -41,6 +41,18 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Placing:
+    """Whether a model's tokens can be put at chosen positions."""
+
+    outcome: Literal["measured", "not_admitted", "no_positions"]
+    """`no_positions`: it takes none, or none that ever leave what it saw in training, so that there is nothing to place."""
+    reason: str
+    """In words."""
+    past_end: str = ""
+    """Why more tokens than it has positions cannot be read at those positions; empty where they can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Length:
     """One length of a sweep."""
 

@@ -93,7 +93,7 @@ def test_every_task_of_ours_loads_and_the_list_is_complete() -> None:
     grouped = ["passkey", "niah_single", "niah_multikey", "niah_multivalue", "niah_multiquery", "copy"]
     in_groups = {f"{name}_extrapolate{suffix}" for suffix in ("", "_generate") for name in grouped}
     groups = {f"{name}{suffix}" for suffix in ("", "_generate") for name in ("extrapolate", "niah_extrapolate")}
-    alone = {"niah_sweep_extrapolate", "niah_sweep_extrapolate_generate", "loss_extrapolate"}
+    alone = {"niah_sweep_extrapolate", "niah_sweep_extrapolate_generate", "loss_extrapolate", "extrapolate_why"}
     manager = TaskManager(include_defaults=False)
     assert set(manager.all_tasks) == in_groups | groups | alone
     assert set(manager.load(["extrapolate", "extrapolate_generate"])["tasks"]) == in_groups

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness_ext import placement
+from harness_ext.model_view import first_line
 from harness_ext.models import memory
 from harness_ext.models.prefix_tree import Read, Step
 from harness_ext.models.state import State
+
+log = logging.getLogger(__name__)
 
 SCORES = 2**26
 """Logits held at a time, in float32: 256 MB."""
@@ -55,6 +60,8 @@ class Forward:
             given.pop("use_cache")
         if positions is not None:
             given["position_ids"] = positions.to(self.device)
+            if state is None and "attention_mask" in self._parameters:  # or a jump would be taken for the end of a packed sequence
+                given["attention_mask"] = torch.ones_like(tokens, device=self.device)
         columns = torch.tensor(list(wanted) or [tokens.shape[1] - 1])
         self._wanted, self._shape = columns, tuple(tokens.shape)
         try:
@@ -77,7 +84,7 @@ class Forward:
 class Run:
     """The steps of a schedule, run in their order on one state, and what they score.
 
-    `sequences`: the tokens of each request; the last one is scored, or generated from, and never read. `make`: a fresh state, or
+    `sequences`: the tokens of each request (`placement`: with their positions); the last one is scored, or generated from, and never read. `make`: a fresh state, or
     None for a model that can go on from nothing: then every step is read whole. `progress`: told (start, stop, rows) of each
     chunk that was read.
     """
@@ -106,6 +113,8 @@ class Run:
         """Drops everything that is held; a later step reads it again."""
         self._state: State | None = None
         self._held = np.empty(0, dtype=np.int64)
+        self._kept = 0
+        """Tokens of the row that is read, held although memory ran out while it was."""
         self._aside: dict[int, tuple[State, np.ndarray]] = {}
 
     def needs(self, rows: int) -> int:
@@ -141,14 +150,24 @@ class Run:
             self._state, self._held = None, self._held[:0]
 
     def _in_chunks_that_fit(self, read: Callable[[], Found]) -> Found:
+        self._kept = 0
         while True:
             try:
                 return read()
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out(error) or self.chunk <= SMALLEST_CHUNK:
+                    self.forget()
                     raise
+                said = first_line(error)
             self.chunk = max(SMALLEST_CHUNK, self.chunk // 2)
-            self.forget()
+            log.warning(
+                "a chunk does not fit after token %d: %d tokens at a time from here on (%s)", len(self._held), self.chunk, said
+            )
+            if self._state is not None and self._state.cuts:
+                self._state.keep(len(self._held))
+                self._kept = len(self._held)
+            else:
+                self.forget()
             memory.free()
 
     def _run(self, step: Step) -> None:
@@ -168,7 +187,7 @@ class Run:
         """The state after the first `start` tokens of a step, which is all that it holds."""
         if step.resume and step.start in self._aside:
             self._state, self._held = self._aside.pop(step.start)
-        self._go_back_to(self.sequences[step.rows[0]][: step.start])
+        self._go_back_to(self.sequences[step.rows[0]][: max(step.start, self._kept)])
         self._read_row(step.rows[0], step.start, ())
         assert self._state is not None
         if step.copy:
@@ -192,13 +211,15 @@ class Run:
     def _read_row(self, sequence: int, stop: int, reads: Sequence[Read]) -> None:
         """Reads a sequence on, from what the state holds of it to `stop`."""
         if len(self._held) < stop:
-            state, self._state = self._state, None  # if memory runs out on the way, what it holds is not known
-            self._read(state, (sequence,), len(self._held), stop, reads)
-            self._state = state
-        self._held = self.sequences[sequence][:stop]
+            self._read(self._state, (sequence,), len(self._held), stop, reads, held=True)
 
-    def _read(self, state: State | None, rows: Sequence[int], start: int, stop: int, reads: Sequence[Read]) -> None:
-        """Reads tokens [start, stop) of `rows`, padded on the right, where a causal model's tokens do not see it; scores `reads`."""
+    def _read(
+        self, state: State | None, rows: Sequence[int], start: int, stop: int, reads: Sequence[Read], *, held: bool = False
+    ) -> None:
+        """Reads tokens [start, stop) of `rows`, padded on the right, where a causal model's tokens do not see it; scores `reads`.
+
+        `held`: the state is the run's own; if memory runs out on the way, what was read until then is known.
+        """
         places = np.concatenate([np.empty((0, 4), np.int64), *map(self._list_places, reads)])
         places = places[places[:, 0] >= self.done]
         places = places[places[:, 0].argsort(kind="stable")]
@@ -214,21 +235,27 @@ class Run:
             for row, sequence in enumerate(rows):
                 read = self.sequences[sequence][:-1][start:end]
                 tokens[row, : len(read)] = read
-            logits = self.forward(torch.from_numpy(tokens), state, (columns - start).tolist())
+            positions = placement.read_positions(tokens, start)
+            logits = self.forward(
+                torch.from_numpy(placement.read_ids(tokens)),
+                state,
+                (columns - start).tolist(),
+                None if positions is None else torch.from_numpy(positions),
+            )
             if len(part):
                 self._score(logits, which, part)
             self.done = max(self.done, end)
+            if held:
+                self._held = self.sequences[rows[0]][:end]
             self.progress(start, end, len(rows))
             start = end
 
     def _list_places(self, read: Read) -> np.ndarray:
         """(position, row, sequence, token that comes next) of each position to score."""
-        positions = np.arange(read.start, read.stop)
-        same = np.ones_like(positions)
-        return np.stack(
-            [positions, read.row * same, read.sequence * same, self.sequences[read.sequence][read.start + 1 : read.stop + 1]],
-            axis=1,
-        )
+        places = np.arange(read.start, read.stop)
+        same = np.ones_like(places)
+        following = placement.read_ids(self.sequences[read.sequence][read.start + 1 : read.stop + 1])
+        return np.stack([places, read.row * same, read.sequence * same, following], axis=1)
 
     def _score(self, logits: Tensor, columns: np.ndarray, places: np.ndarray) -> None:
         """Adds what `places` say of logits (rows, columns, vocabulary), in float32. Nothing is waited for: the sums stay on the device."""

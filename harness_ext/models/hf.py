@@ -22,8 +22,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
-from harness_ext import positions
-from harness_ext.cells import Limit, TrainedLength, Unmeasured
+from harness_ext import placement, positions
+from harness_ext.cells import Limit, Placing, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
 from harness_ext.models import checkpoint, pieces, probe, provenance
@@ -36,6 +36,7 @@ from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.journal import Journal, keeping, name_scope
 from harness_ext.models.memory import Memory
 from harness_ext.models.outcomes import check_understood
+from harness_ext.models.placing import find_placing
 from harness_ext.models.prefix_tree import Batch, Schedule
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
@@ -85,6 +86,7 @@ class HFExtrapolate(HFLM):
         self._lifted = self._announced = 0
         self._knows_outcomes = True
         self._state: State | None = None
+        self._placing: Placing | None = None
         self._journals: list[Journal] | None = None
         self._method, self._extension = method, None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
@@ -234,48 +236,95 @@ class HFExtrapolate(HFLM):
         answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return [check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
+    def loglikelihood_at(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
+        """As `loglikelihood`, of (context, continuation, {"positions": runs, …}): the prompts' tokens stand where `placement` says.
+
+        Raises ModelError where this model's tokens cannot be put there (`find_placing`).
+        """
+        placing = self.find_placing()
+        if placing.outcome != "measured":
+            raise ModelError(f"prompts at chosen positions were asked for, and this model has none: {placing.reason}")
+        prompts, starts, spans = [], [], []
+        for context, continuation, options in (request.args for request in requests):
+            before, after = self._encode_pair(context, continuation)
+            positions = placement.list_positions(options["positions"], len(before) + len(after))
+            prompts.append(placement.join([*before, *after], positions).tolist())
+            starts.append(len(before))
+            spans.append(int(positions.max()) + 1)
+        answers = self._score(prompts, starts, spans, "loglikelihood_at", disable_tqdm=disable_tqdm)
+        return [check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+    def find_placing(self) -> Placing:
+        """Whether this model's tokens can be put at chosen positions."""
+        if self.backend != "causal":
+            return Placing(outcome="not_admitted", reason="an encoder-decoder counts two texts")
+        if self._placing is None:
+            self._reader.prepare(self._window)
+            hard = next((limit for limit in self.length_limits if limit.outcome == "hard_limit"), None)
+            sharing = self._reader.sharing
+            self._placing = find_placing(self._reader.forward, hard, sharing.make if sharing else None)
+        return self._placing
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
         """The answer to each request, in order. Raises PromptTooLongError before any forward."""
         if not requests:
             return []
-        # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
-        sizes = [len(context) + len(continuation) for _, context, continuation in requests]
-        longest = max(sizes)
-        check_fits(longest - 1, self.length_limits)
+        sequences = [[*context, *continuation] for _, context, continuation in requests]
+        sizes = [len(sequence) for sequence in sequences]
         if self.backend != "causal":
+            longest = max(sizes)
+            check_fits(longest - 1, self.length_limits)
             self._open(longest)
             self._prepare(longest, longest)
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
+        starts, keys = [len(context) for _, context, _ in requests], [key for key, _, _ in requests]
+        return self._score(sequences, starts, sizes, "loglikelihood", keys, disable_tqdm=disable_tqdm, override=override_bs)
+
+    def _score(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        spans: Sequence[int],
+        kind: str,
+        keys: Sequence[Any] = (),
+        *,
+        disable_tqdm: bool = False,
+        override: int | None = None,
+    ) -> list[Answer]:
+        """The answer to each sequence from its token `starts` on; `spans`: positions up to its last token's; `keys`: for lm_eval's cache."""
+        # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
+        longest = max(spans)
+        check_fits(longest - 1, self.length_limits)
+        check_fits(max(map(len, sequences)) - 1, [limit for limit in self.length_limits if limit.outcome != "hard_limit"])
         self._prepare(longest, longest)
         self._reader.prepare(longest - 1)
-        groups = self._group(sizes)
-        schedules = [self._plan([requests[index] for index in group], override_bs) for group in groups]
-        answers: list[Answer] = [(0.0, False)] * len(requests)
-        with self._reader.open_bar("loglikelihood", schedules, quiet=disable_tqdm or self.rank != 0) as bar:
+        groups = self._group(spans)
+        schedules = [self._plan([sequences[i] for i in group], [starts[i] for i in group], override) for group in groups]
+        answers: list[Answer] = [(0.0, False)] * len(sequences)
+        with self._reader.open_bar(kind, schedules, quiet=disable_tqdm or self.rank != 0) as bar:
             for group, schedule in zip(groups, schedules, strict=True):
-                self._prepare(sizes[group[0]], longest)
-                asked = [requests[index] for index in group]
-                sequences = [[*context, *continuation] for _, context, continuation in asked]
-                known, keep = self._resume("loglikelihood", sequences, contexts=[len(context) for _, context, _ in asked])
+                self._prepare(spans[group[0]], longest)
+                asked = [sequences[index] for index in group]
+                known, keep = self._resume(kind, asked, contexts=[starts[index] for index in group])
                 found = self._reader.score(
-                    sequences,
+                    asked,
                     schedule,
                     bar,
-                    write=functools.partial(self._write, asked, keep),
+                    write=functools.partial(self._write, [keys[index] for index in group] if keys else (), keep),
                     known={index: (answer[0], bool(answer[1])) for index, answer in known.items()},
                 )
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
-        return answers
+        return self._memory.settle(list(map(len, sequences)), answers)
 
-    def _write(self, requests: Sequence[Request], keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
+    def _write(self, keys: Sequence[Any], keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
         """Finished answers into the journal and lm_eval's cache."""
         keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})
         for index, answer in answers.items():
-            if requests[index][0] is not None:
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
+            if keys and keys[index] is not None:
+                self.cache_hook.add_partial("loglikelihood", keys[index], answer)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
@@ -309,8 +358,9 @@ class HFExtrapolate(HFLM):
                     chosen, [contexts[index] for index in group], [sizes[index] for index in group], quiet=disable_tqdm
                 )
             for index, answer in zip(group, found, strict=True):
-                answers[index] = check_understood(requests[index], answer)
-        return answers
+                answers[index] = answer
+        settled = self._memory.settle(sizes, answers)
+        return [check_understood(request, answer) for request, answer in zip(requests, settled, strict=True)]
 
     def _can_generate(self, longest: int) -> bool:
         self._reader.prepare(longest)
@@ -380,15 +430,15 @@ class HFExtrapolate(HFLM):
             groups.setdefault((kinds[index] if kinds else "", sizes[index] if per_length else 0), []).append(index)
         return list(groups.values())
 
-    def _plan(self, requests: Sequence[Request], override: int | None) -> Schedule:
-        """The schedule for requests. `auto` needs no probing forward: the longest has to fit anyway, so shorter ones may fill as many tokens."""
-        sequences = [[*context, *continuation][:-1] for _, context, continuation in requests]
-        count, longest = override or self.batch_size, max(map(len, sequences))
+    def _plan(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], override: int | None) -> Schedule:
+        """Their schedule. `auto` needs no probing forward: the longest has to fit anyway, so shorter ones may fill as many tokens."""
+        read = [sequence[:-1] for sequence in sequences]
+        count, longest = override or self.batch_size, max(map(len, read))
         if count == "auto" or not count:
             batch = Batch(rows=self.max_batch_size, tokens=longest)
         else:
             batch = Batch(rows=int(count), tokens=int(count) * longest)
-        return self._reader.plan(sequences, [len(context) - 1 for _, context, _ in requests], batch)
+        return self._reader.plan(read, [start - 1 for start in starts], batch)
 
     def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
         """HFLM's probe (for generation and rolling windows), at the trained length and not at what tasks have lifted it to."""

@@ -37,10 +37,10 @@ def find_folder() -> Path:
 
 
 def name_scope(facts: Mapping[str, Any], sequences: Iterable[Sequence[int]]) -> str:
-    """SHA-256 of what answers follow from: facts of the model and the run, and all prompts in their order, as token ids."""
+    """SHA-256 of what answers follow from: facts of the model and the run, and all prompts in their order, as token ids (and positions)."""
     found = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
     for sequence in sequences:
-        found.update(len(sequence).to_bytes(8, "big") + np.asarray(sequence, dtype=">u4").tobytes())
+        found.update(len(sequence).to_bytes(8, "big") + np.asarray(sequence, dtype=">u8").tobytes())
     return found.hexdigest()
 
 

@@ -6,7 +6,7 @@ cached ones. How a step is walked back from depends on the cache: one that can b
 down the heaviest path in one run and is cut back branch by branch; one that cannot (a recurrent state) is copied where the
 tree branches, lighter branches first, so that at most log₂(sequences) copies are held beside it.
 
-No tensors here: tokens are whole numbers below 2³¹.
+No tensors here: tokens are whole numbers, ids below 2³¹ or (`placement`) ids and positions in one.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def build_tree(sequences: Sequence[Sequence[int]], *, apart: bool = False) -> tu
 
     Big-endian bytes sort as the tokens do, and compare a thousand times faster than lists.
     """
-    arrays = [np.asarray(sequence, dtype=">u4") for sequence in sequences]
+    arrays = [np.asarray(sequence, dtype=">u8") for sequence in sequences]
     if apart:
         firsts: dict[bytes, int] = {}
         for index, array in enumerate(arrays):

@@ -85,7 +85,7 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
 
 def check_generation(forward: Forward, make: Callable[[int], State], most: int) -> Finding:
     """Whether `generate` goes on from a state as it does from the whole prompt: on random tokens, greedily."""
-    tokens = _draw(forward, min(TOKENS, max(most, FEWEST)) - NEW).to(forward.device)
+    tokens = draw(forward, min(TOKENS, max(most, FEWEST)) - NEW).to(forward.device)
     options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
     options |= {"pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
     try:
@@ -96,7 +96,7 @@ def check_generation(forward: Forward, make: Callable[[int], State], most: int) 
             ours = forward.model.generate(tokens, **options, **given).logits
     except ERRORS as error:
         return Finding(make=None, said=f"{type(error).__name__}: {first_line(error)}")
-    times = _Plain(forward, tokens.cpu()).measure(ours[0][:, None].float(), last=1)
+    times = Plain(forward, tokens.cpu()).measure(ours[0][:, None].float(), last=1)
     if times > TOLERANCE:
         return Finding(
             make=None, said=f"its first logits differ from the whole prompt's by {times:.2g} times what one rounding does"
@@ -104,7 +104,7 @@ def check_generation(forward: Forward, make: Callable[[int], State], most: int) 
     return Finding(make=make, said="the first logits are those of the whole prompt")
 
 
-class _Plain:
+class Plain:
     """Tokens (rows, count) read in one forward, and what one rounding of the embeddings does to it."""
 
     @torch.inference_mode()
@@ -141,21 +141,21 @@ class _Plain:
 def _compare(forward: Forward, make: Callable[[], State], trained: int, most: int) -> float:
     """How far reading in pieces is from reading at once, at the worst, in responses to a shake."""
     count = min(TOKENS, most)
-    tokens, other, half = _draw(forward, count), _draw(forward, count, seed=1), count // 2
-    plain = _Plain(forward, tokens)
-    branch = _Plain(forward, torch.cat((tokens[:, :half], other[:, half:]), dim=1))
-    times = [plain.measure(_read_in_chunks(forward, make(), tokens, chunk)) for chunk in CHUNKS]
+    tokens, other, half = draw(forward, count), draw(forward, count, seed=1), count // 2
+    plain = Plain(forward, tokens)
+    branch = Plain(forward, torch.cat((tokens[:, :half], other[:, half:]), dim=1))
+    times = [plain.measure(read_in_chunks(forward, make(), tokens, chunk)) for chunk in CHUNKS]
     state = make()
-    _read_in_chunks(forward, state, tokens[:, :half], half)
+    read_in_chunks(forward, state, tokens[:, :half], half)
     aside = state if state.cuts else state.copied()
-    times.append(plain.measure(_read_in_chunks(forward, state, tokens[:, half:], half), last=count - half))
+    times.append(plain.measure(read_in_chunks(forward, state, tokens[:, half:], half), last=count - half))
     if state.cuts:
         state.keep(half)
         both = torch.cat((branch.tokens, branch.tokens))[:, half:]
         for several in (state.copied(2), state.forked(2)):
-            rows = _read_in_chunks(forward, several, both, half)
+            rows = read_in_chunks(forward, several, both, half)
             times += [branch.measure(row[None], last=count - half) for row in rows]
-    times.append(branch.measure(_read_in_chunks(forward, aside, branch.tokens[:, half:], half), last=count - half))
+    times.append(branch.measure(read_in_chunks(forward, aside, branch.tokens[:, half:], half), last=count - half))
     return max(times + _compare_far(forward, make, trained, most))
 
 
@@ -165,16 +165,16 @@ def _compare_far(forward: Forward, make: Callable[[], State], trained: int, most
     if reach <= TOKENS:
         return []
     if reach <= FAR:
-        plain = _Plain(forward, _draw(forward, reach), last=TOKENS)
-        return [plain.measure(_read_in_chunks(forward, make(), plain.tokens, reach // 2), last=TOKENS)]
+        plain = Plain(forward, draw(forward, reach), last=TOKENS)
+        return [plain.measure(read_in_chunks(forward, make(), plain.tokens, reach // 2), last=TOKENS)]
     if "rotary" not in read_schemes(forward.model.config, forward.model) or not forward.takes_positions:
         return []
     positions = torch.arange(reach - TOKENS, reach)[None]
-    plain = _Plain(forward, _draw(forward, TOKENS), positions)
-    return [plain.measure(_read_in_chunks(forward, make(), plain.tokens, CHUNKS[0], positions))]
+    plain = Plain(forward, draw(forward, TOKENS), positions)
+    return [plain.measure(read_in_chunks(forward, make(), plain.tokens, CHUNKS[0], positions))]
 
 
-def _draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
+def draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
     """Random tokens (1, count), none of the special ones."""
     config: Any = text_config(forward.model.config)
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
@@ -183,7 +183,7 @@ def _draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
     return torch.tensor(usual)[torch.randint(len(usual), (1, count), generator=generator)]
 
 
-def _read_in_chunks(forward: Forward, state: State, tokens: Tensor, chunk: int, positions: Tensor | None = None) -> Tensor:
+def read_in_chunks(forward: Forward, state: State, tokens: Tensor, chunk: int, positions: Tensor | None = None) -> Tensor:
     """All logits of tokens (rows, count), read on top of a state."""
     parts = [slice(start, start + chunk) for start in range(0, tokens.shape[1], chunk)]
     return torch.cat(

@@ -19,7 +19,7 @@ import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from harness_ext.cells import Length
 from harness_ext.errors import LengthError
@@ -32,7 +32,6 @@ NEAR = 512
 """Characters on either side of where a cropped prompt should begin that are looked at first: some eighty words."""
 WORD = re.compile(r"(?<!\S)\S")
 """The beginning of one."""
-ControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
 
 
 class Cell(NamedTuple):
@@ -44,8 +43,8 @@ class Cell(NamedTuple):
     """Of the needle; None where none is hidden in a haystack."""
     sample: int
     """Prompts of one sample ask for the same facts."""
-    control: ControlName | None = None
-    """None in the sweep itself."""
+    control: str | None = None
+    """A control or an arm (`arms`); None in the sweep itself."""
 
 
 def add_controls(cells: Iterable[Cell], *, trained: int, own: Length, short: Length | None) -> Iterator[Cell]:
@@ -85,17 +84,17 @@ def build(prompts: Prompts, cell: Cell, trained: int) -> tuple[Document, Fitted,
         depth = depths[cell.sample % len(depths)]  # so that what is asked for stands first, last and between
         document = _sort_needles(prompts.document(cell.sample, depth))
         fitted = prompts.fit(document, cell.sample, count_bare(document, prompts.frame))
-        return document, fitted, _describe(prompts.facts(cell.sample, depth), None)
+        return document, fitted, describe(prompts.facts(cell.sample, depth), None)
     if cell.control == "needle_absent":
         # As if it stood deepest: what the sweep's prompts have in common, up to their needles, this one has too.
         facts, whole = prompts.facts(cell.sample, depths[-1]), prompts.document(cell.sample, depths[-1])
         document = _leave_out_asked(whole, facts)
         fitted = prompts.fit(document, cell.sample, cell.length.tokens, like=whole)
-        return document, fitted, _describe(facts, None)
+        return document, fitted, describe(facts, None)
     assert cell.depth is not None
     facts = prompts.facts(cell.sample, cell.depth)
     document, fitted = prompts.build(cell.sample, cell.depth, cell.length.tokens)
-    said = _describe(facts, fitted.depths[document.target])
+    said = describe(facts, fitted.depths[document.target])
     if cell.control != "cropped":
         return document, fitted, said
     try:
@@ -132,7 +131,8 @@ def crop(document: Document, fitted: Fitted, tokens: int, frame: Frame) -> Fitte
     return dataclasses.replace(fitted, body=kept, prompt_tokens=frame.count_prompt(kept, document))
 
 
-def _describe(facts: Facts, depth: float | None) -> dict[str, Any]:
+def describe(facts: Facts, depth: float | None) -> dict[str, Any]:
+    """What a prompt's record says of what it hides, and of where that came to stand: `depth`."""
     return {"depth_realised": depth, "values": list(facts.values)}
 
 

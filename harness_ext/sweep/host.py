@@ -160,6 +160,12 @@ class SweepTask(HostTask):
         """One request: `ctx` holds its arguments, (context, continuation) or (context, generation arguments)."""
         return Instance(request_type=self.OUTPUT_TYPE, doc=doc, arguments=ctx, idx=0, metadata=options["metadata"])
 
+    def construct_placed(self, doc: Doc, ctx: tuple[str, Any], *, metadata: Any) -> Instance:
+        """A request whose tokens stand where the document's `positions` say: only a model that has `find_placing` knows it."""
+        context, answer = ctx
+        placed = {"positions": doc["positions"]}
+        return Instance(request_type="loglikelihood_at", doc=doc, arguments=(context, answer, placed), idx=0, metadata=metadata)
+
     @abc.abstractmethod
     def list_metrics(self) -> list[str]:
         """The names of all metrics."""

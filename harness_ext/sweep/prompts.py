@@ -5,6 +5,7 @@ A sample keeps its facts and its haystack at every length and depth, so that cel
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 from collections.abc import Iterator
@@ -26,6 +27,12 @@ class Prompts:
         self._values = draw_values(spec, self._rng("values"), taken=lambda value: value in haystack.source)
         self._facts: list[Facts] = []
         self._fillers: dict[int, Filler] = {}
+
+    def beside(self, haystack: Haystack) -> Prompts:
+        """Prompts that hide the same facts in another haystack."""
+        other = copy.copy(self)  # what was drawn, and is drawn later, is one list for both
+        other.haystack, other._fillers = haystack, {}
+        return other
 
     def facts(self, sample: int, depth: float) -> Facts:
         """What the sample hides, and what of it is asked at `depth`.

@@ -15,8 +15,10 @@ from harness_ext.sweep.values import parse_kind
 
 HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
-RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls")
+RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls", "arms")
 """Fields that `--metadata` may change for one run, in the tasks that have them."""
+ARMS = ("long", "stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors")
+"""Of an experiment on why a score falls; see `arms`."""
 MULTIPLES = (0.5, 1, 2, 4, 8)
 """Of the trained length, where a task says nothing else."""
 
@@ -67,6 +69,8 @@ class TaskSpec:
     """How a generated answer is compared; see `scoring`."""
     controls: bool = False
     """Whether prompts are run beside the sweep that its scores are to be held against; see `controls`."""
+    arms: tuple[str, ...] = ()
+    """Arms of the experiment on why the score falls, in place of the sweep, which is `long` among them; see `arms`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +106,11 @@ def parse_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, 
 def parse_loss_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, Any]) -> LossSpec:
     """As `parse_spec`, of a task that scores running text."""
     spec = LossSpec(**_read_fields(LossSpec, ("task",), config, file, overrides))
-    if overrides.get("controls"):
-        raise TaskFileError(
-            f"metadata: field 'controls': found {overrides['controls']!r}, but {spec.task} hides nothing; leave it out"
-        )
+    for field in ("controls", "arms"):
+        if overrides.get(field):
+            raise TaskFileError(
+                f"metadata: field {field!r}: found {overrides[field]!r}, but {spec.task} hides nothing; leave it out"
+            )
     if spec.haystack == "needles":
         where = "metadata" if "haystack" in overrides else file
         raise TaskFileError(
@@ -159,6 +164,10 @@ def _check_together(spec: TaskSpec, file: str) -> None:
         raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since every_depth is true")
     if spec.keys > 1 and "{key}" not in spec.needle:
         raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since keys is {spec.keys}")
+    if spec.arms and spec.output_type != "loglikelihood":
+        raise TaskFileError(
+            f"{file}: field 'arms': found {list(spec.arms)} where answers are generated; expected a task that is scored"
+        )
     if "{key}" in spec.needle and "{key}" not in spec.question:
         raise TaskFileError(f"{file}: field 'question': found no {{key}}; expected one, since the needle has one")
 
@@ -194,6 +203,13 @@ def _several(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
         return tuple(sorted({read(item) for item in items}))
 
     return read_all
+
+
+def _arms(value: Any) -> tuple[str, ...]:
+    asked = set(ARMS if value is True else () if value is False else [value] if isinstance(value, str) else value)
+    if asked - set(ARMS):
+        raise ValueError
+    return tuple(arm for arm in ARMS if arm in asked)
 
 
 def _depths(value: Any) -> tuple[float, ...]:
@@ -257,6 +273,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "max_gen_toks": _number(1),
     "score": _one_of("retrieval", "copy"),
     "controls": _boolean,
+    "arms": _arms,
 }
 _EXPECTED = {
     "task": "the task's name",
@@ -281,6 +298,7 @@ _EXPECTED = {
     "max_gen_toks": "a whole number from 1",
     "score": "retrieval or copy",
     "controls": "true or false",
+    "arms": f"true for all, or some of {', '.join(ARMS)}",
 }
 
 

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from harness_ext.cells import Length, Unmeasured
+from harness_ext.cells import Length, Placing, Unmeasured
 from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.controls import Cell, add_controls, build, find_short
+from harness_ext.sweep.arms import PACKED, PLACED, ArmPrompts, Bench, LeftOut, add_arms, list_left_out, locate
+from harness_ext.sweep.controls import Cell, add_controls, build, describe, find_short
+from harness_ext.sweep.fingerprint import fingerprint
 from harness_ext.sweep.frame import Frame
 from harness_ext.sweep.haystack import open_haystack
 from harness_ext.sweep.host import Doc, SweepTask, read_metadata
@@ -20,10 +22,12 @@ from harness_ext.sweep.lengths import order_cells
 from harness_ext.sweep.needle import draw_distractors
 from harness_ext.sweep.prompts import Prompts
 from harness_ext.sweep.scoring import copy_similarity, score_copy, score_retrieval
-from harness_ext.sweep.spec import TaskSpec, parse_spec
+from harness_ext.sweep.spec import ARMS, TaskSpec, parse_spec
 from harness_ext.sweep.values import parse_kind
 
 log = logging.getLogger(__name__)
+
+NO_PLACING = Placing(outcome="not_admitted", reason="this backend takes no positions; use --model hf-extrapolate")
 
 
 class ExtrapolateTask(SweepTask):
@@ -35,6 +39,7 @@ class ExtrapolateTask(SweepTask):
         file, metadata = read_metadata(config)
         spec = parse_spec(config, file=file, overrides=metadata)
         self._answers: dict[int, Any] = {}
+        self._arms_failed: dict[LeftOut, None] = {}
         super().__init__(
             config,
             spec,
@@ -50,7 +55,7 @@ class ExtrapolateTask(SweepTask):
 
         Raises LengthError where controls are asked for and no trained length is known.
         """
-        lengths, depths = self.measured, self.spec.depths
+        lengths, depths = self.lengths if self.spec.arms else self.measured, self.spec.depths
         cells: Iterable[Cell] = (
             Cell(lengths[length], depths[depth], sample)
             for length, depth, sample in order_cells(len(lengths), len(depths), self.spec.samples)
@@ -59,6 +64,8 @@ class ExtrapolateTask(SweepTask):
             trained = self._find_trained(self._view)
             own = Length(tokens=self._own, multiple=self._own / trained)
             cells = add_controls(cells, trained=trained, own=own, short=find_short(lengths, trained, self._own))
+        if self.spec.arms:
+            cells = add_arms(cells, self.spec.arms, self._find_trained(self._view), self._bench.refuse)
         return [
             {
                 **({"control": cell.control} if cell.control else {}),
@@ -73,13 +80,14 @@ class ExtrapolateTask(SweepTask):
 
     @property
     def round(self) -> int:
-        """A prompt of each length; with controls, which not every such round has all of, a sample."""
-        return len(self.eval_docs) // self.spec.samples if self.spec.controls else len(self.measured)
+        """A prompt of each length; with controls or arms, which not every such round has all of, a sample."""
+        whole = self.spec.controls or self.spec.arms
+        return len(self.eval_docs) // self.spec.samples if whole else len(self.measured)
 
     def check(self, metadata: Mapping[str, Any]) -> None:
-        """As every task's; and LengthError where there can be no controls."""
+        """As every task's; and LengthError where there can be no controls, or no arms."""
         super().check(metadata)
-        if self.spec.controls:
+        if self.spec.controls or self.spec.arms:
             self._find_trained(ModelView(None, metadata))
 
     def build_all_requests(
@@ -101,10 +109,16 @@ class ExtrapolateTask(SweepTask):
         self.leave_out_too_short(prompts.count_bare())
         docs = list(self.doc_iterator(rank=rank, limit=limit, world_size=world_size, samples=samples))
         log.info("%s: building %d prompts on rank %d", self.spec.task, len(docs), rank)
-        self.lift(max(doc["length"] for _, doc in docs))
+        self.lift(max(self._find_span(doc) for _, doc in docs))
         self._instances, trained = [], self._view.trained_length
+        arms = ArmPrompts(prompts, trained.tokens if trained else 0, self._own)
         for doc_id, doc in docs:
-            document, fitted, said = build(prompts, _read_cell(doc), trained.tokens if trained else 0)
+            cell = _read_cell(doc)
+            if cell.control in ARMS:
+                document, fitted = arms.build(cell)
+                said = describe(prompts.facts(cell.sample, cell.depth or 0.0), fitted.depths[document.target])
+            else:
+                document, fitted, said = build(prompts, cell, trained.tokens if trained else 0)
             arguments = prompts.frame.arguments(fitted.body, document)
             doc |= {
                 **said,
@@ -112,7 +126,16 @@ class ExtrapolateTask(SweepTask):
                 **prompts.frame.identify(arguments),
                 "answer": document.answer,
             }
-            self._instances.append(self.construct_requests(doc, arguments, metadata=(self.spec.task, doc_id, 1)))
+            metadata = (self.spec.task, doc_id, 1)
+            if cell.control in PLACED:
+                ids, kept = locate(prompts.frame, *arguments, fitted.body, document)
+                doc["positions"] = arms.place(cell, ids, kept, sorted(document.depths))
+                doc["prompt_fingerprint"] = fingerprint(
+                    ids, {"answer": len(ids) - doc["answer_tokens"], "positions": doc["positions"]}
+                )
+                self._instances.append(self.construct_placed(doc, arguments, metadata=metadata))
+            else:
+                self._instances.append(self.construct_requests(doc, arguments, metadata=metadata))
 
     def count_own_text(self, view: ModelView) -> int:
         """Tokens of the longest of all samples without filler."""
@@ -145,6 +168,27 @@ class ExtrapolateTask(SweepTask):
         controls = dict.fromkeys(self._name_control(doc) for doc in self.eval_docs if "control" in doc)
         return [*(f"{kind}{self.name_place(length.tokens)}" for kind in kinds for length in self.measured), *controls]
 
+    def dump_config(self) -> dict[str, Any]:
+        """As every task's; and the arms that were left out, each with the reason."""
+        dumped = super().dump_config()
+        if self.spec.arms:
+            bench = self._bench
+            left = [*list_left_out(self.lengths, self.spec.arms, bench.trained, bench.refuse), *self._arms_failed]
+            dumped["arms_left_out"] = [one._asdict() for one in left]
+        return dumped
+
+    @property
+    def _bench(self) -> Bench:
+        """What decides which arms this model admits."""
+        find: Callable[[], Placing] = getattr(self._view.lm, "find_placing", lambda: NO_PLACING)
+        placing = find() if self._view.lm is not None else Placing(outcome="measured", reason="not known yet")
+        trained = self._find_trained(self._view)
+        return Bench(spec=self.spec, trained=trained, limits=self._view.limits, placing=placing)
+
+    def _find_span(self, doc: Doc) -> int:
+        """Positions that a record's prompt reaches over."""
+        return self._find_trained(self._view) if doc.get("control") in PACKED else int(doc["length"])
+
     def doc_to_text(self, doc: Doc) -> str:
         """The prompt is in the request's arguments; here, what it asks."""
         return self.spec.question
@@ -162,8 +206,8 @@ class ExtrapolateTask(SweepTask):
         """The trained length in tokens. Raises LengthError where it is unknown, since controls need it."""
         if view.trained_length is None:
             raise LengthError(
-                f"{self.spec.task}: controls were asked for, but no trained length is known for this model; "
-                "give it (trained_length=N), or leave controls out"
+                f"{self.spec.task}: {'controls' if self.spec.controls else 'arms'} were asked for, but no trained length is known for "
+                "this model; give it (trained_length=N), or leave them out"
             )
         return view.trained_length.tokens
 
@@ -175,6 +219,8 @@ class ExtrapolateTask(SweepTask):
         if isinstance(answer, Unmeasured):
             if "control" not in doc:
                 self._unmeasured[doc["length"]] = answer
+            elif doc["control"] in ARMS:
+                self._arms_failed[LeftOut(doc["control"], doc["length"], *answer)] = None
             return answer.outcome
         if self.OUTPUT_TYPE == "loglikelihood":
             return "exact" if answer[1] else "missed"
