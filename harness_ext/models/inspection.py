@@ -22,6 +22,7 @@ from harness_ext.models.extensions.extension import METHODS
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.extensions.rotary import find_rotaries, is_recomputed
 from harness_ext.models.probe import find_limit
+from harness_ext.models.unseen import Angles, find_angles, show_angles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Inspection:
     """Tokens that a sliding-window layer sees."""
     rope: Mapping[str, Any]
     """Layer type (empty where all are alike) → the checkpoint's rope parameters."""
+    angles: tuple[Angles, ...]
+    """What training has shown of the circles of rotary pairs, and what is new past it; empty where there are none."""
     extends: tuple[Extends, ...]
     warnings: tuple[str, ...]
 
@@ -96,6 +99,8 @@ def describe(name: str, config: Any, model: Any) -> Inspection:
     trained, advertised = positions.read_trained_length(config), positions.read_advertised_length(config)
     found = find_limit(config, model)
     rows = [positions.SCHEMES[scheme] for scheme in schemes]
+    subject = Subject(model=model, schemes=schemes, trained=trained.tokens if trained else 1)
+    angles, lost = _find_angles(subject) if trained else ((), [])
     past = found.limit.reason if found.limit else "; ".join(row.past for row in rows) or "unknown"
     return Inspection(
         model=name,
@@ -108,8 +113,9 @@ def describe(name: str, config: Any, model: Any) -> Inspection:
         decided=found.said,
         window=positions.read_window(config),
         rope={rotary.layer_type or "": rotary.own for rotary in find_rotaries(model)} if "rotary" in schemes else {},
-        extends=tuple(_try_methods(Subject(model=model, schemes=schemes, trained=trained.tokens if trained else 1))),
-        warnings=tuple(_warn(config, model, trained, advertised)),
+        angles=angles,
+        extends=tuple(_try_methods(subject)),
+        warnings=(*_warn(config, model, trained, advertised), *lost),
     )
 
 
@@ -137,6 +143,7 @@ def to_text(found: Inspection) -> str:
     if found.window:
         lines.append(("sliding window", f"{found.window} tokens"))
     lines += [(f"rope {layer}".strip(), _flat(parameters)) for layer, parameters in found.rope.items()]
+    lines += [line for angles in found.angles for line in show_angles(angles)]
     lines += [
         ("hard limit", f"{found.hard_limit.tokens}" if found.hard_limit else "none"),
         ("past it", found.past),
@@ -151,6 +158,14 @@ def to_text(found: Inspection) -> str:
             refused.setdefault(method.says, []).append(method.method)
     lines += [("refused", f"{', '.join(names)}: {reason}") for reason, names in refused.items()]
     return "\n".join(f"{label:<16} {text}" for label, text in lines)
+
+
+def _find_angles(subject: Subject) -> tuple[tuple[Angles, ...], list[str]]:
+    """(each set of rotary pairs, why they are not known)."""
+    try:
+        return find_angles(subject), []
+    except ModelError as error:  # a stranger's module
+        return (), [f"what its rotary angles were trained on is not known: {error}"]
 
 
 def _try_methods(subject: Subject) -> Iterator[Extends]:

@@ -21,6 +21,7 @@ from harness_ext.models.extensions import (
     temperature,
     yarn,
 )
+from harness_ext.models.extensions.circles import find_new, read_circles
 from harness_ext.models.extensions.effect import Effect, read_effect
 from harness_ext.models.extensions.method import Method, Setting, Subject
 
@@ -87,6 +88,11 @@ class Extension:
         self.before = read_effect(subject.model)
         self.after: dict[int, Effect] = {}
         """Length in tokens → what was in effect at it. One entry for a method that does not depend on the prompt's length."""
+        turns = (
+            method is PINNED or method.why_not is rotary.why_not
+        )  # others leave frequencies alone, and some of them move positions
+        self._circles = read_circles(subject) if turns else []
+        self._new: dict[int, list[tuple[int, float]]] = {}
         self._installed: tuple[int, float] | None = None
 
     def prepare(self, tokens: int, longest: int) -> None:
@@ -113,14 +119,30 @@ class Extension:
                 "it leaves this model as it is; ask for longer prompts, or give factor=…"
             )
         self.after = {**self.after, target: effect} if self.method.per_length else {target: effect}
+        new = [find_new(circles, target) for circles in self._circles]
+        self._new = {**self._new, target: new} if self.method.per_length else {target: new}
 
     def describe(self) -> dict[str, Any]:
-        """For the results file: the method, its numbers, and the fingerprints before and after."""
-        return {
+        """For the results file: the method, its numbers, the fingerprints before and after, and what angles were new at which length."""
+        found = {
             "method": self.method.name,
             "source": self.method.source,
             "factor": self._installed[1] if self._installed else self.factor,
             "options": self.options,
             "before": self.before,
             "after": {str(length): effect for length, effect in sorted(self.after.items())},
+        }
+        if not self._circles:
+            return found
+        return {**found, "angles": [self._describe_circles(index) for index in range(len(self._circles))]}
+
+    def _describe_circles(self, index: int) -> dict[str, Any]:
+        circles = self._circles[index]
+        return {
+            "layer_type": circles.layer_type,
+            "pairs": len(circles.seen.frequencies),
+            "critical_dimension": circles.seen.critical_dimension,
+            "new": {
+                str(length): dict(zip(("pairs", "share"), new[index], strict=True)) for length, new in sorted(self._new.items())
+            },
         }
