@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from harness_ext import credentials
-from harness_ext.errors import HarnessExtError, TaskFileError
+from harness_ext.errors import HarnessExtError, ModelError, TaskFileError
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,11 @@ OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
 OUR_MODEL = re.compile("-extrapolate$")
 """A model of ours, by its name."""
+NO_CACHE = (
+    "--use_cache was asked for, and lm_eval's cache knows an answer by its prompt alone: another override, dtype or model would be given "
+    "answers that are not its own, and what could not be measured would be kept as an answer; leave it out, an interrupted run goes on "
+    "by itself"
+)
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
 
 
@@ -100,8 +105,11 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
     @functools.wraps(simple)
     def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
         arguments = asked.bind(*args, **kwargs).arguments
-        if OUR_MODEL.search(str(arguments.get("model"))):
+        model = arguments.get("model")
+        if OUR_MODEL.search(str(model)) or type(model).__module__.startswith("harness_ext."):
             credentials.refuse({name: arguments.get(name) for name in ("model_args", "metadata")})
+            if arguments.get("use_cache"):
+                raise ModelError(NO_CACHE)
         return simple(*args, **kwargs)
 
     evaluator.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]

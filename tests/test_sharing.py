@@ -14,6 +14,7 @@ from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from harness_ext.errors import ModelError
 from harness_ext.models import pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
@@ -304,13 +305,8 @@ def test_few_logits_are_held_at_a_time(saved: Any, monkeypatch: pytest.MonkeyPat
     assert found[0] == (pytest.approx(known[0][0], abs=1e-3), known[0][1])
 
 
-def test_a_second_run_takes_its_answers_from_lm_evals_cache(saved: Any, evaluate: Any, tmp_path: Path) -> None:
-    scores = []
-    for run in range(2):
-        model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
-        options = {"use_cache": str(tmp_path / "answers")}
-        results = evaluate(model, ["passkey_extrapolate"], options=options, multiples=[1, 2], depths=2, samples=2)
-        scores.append([sample["resps"] for sample in results["samples"]["passkey_extrapolate"]])
-        assert bool(model._reader.asked) == (run == 0)
-    assert scores[0] == scores[1]
-    assert len(scores[0]) == 8
+def test_lm_evals_cache_which_knows_no_override_is_refused(saved: Any, evaluate: Any, tmp_path: Path) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
+    with pytest.raises(ModelError, match="--use_cache .* leave it out"):
+        evaluate(model, ["passkey_extrapolate"], options={"use_cache": str(tmp_path / "answers")}, samples=2)
+    assert not list(tmp_path.iterdir())

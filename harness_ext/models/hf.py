@@ -279,8 +279,8 @@ class HFExtrapolate(HFLM):
             self._open(longest)
             self._prepare(longest, longest)
             return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
-        starts, keys = [len(context) for _, context, _ in requests], [key for key, _, _ in requests]
-        return self._score(sequences, starts, sizes, "loglikelihood", keys, disable_tqdm=disable_tqdm, override=override_bs)
+        starts = [len(context) for _, context, _ in requests]
+        return self._score(sequences, starts, sizes, "loglikelihood", disable_tqdm=disable_tqdm, override=override_bs)
 
     def _score(
         self,
@@ -288,12 +288,11 @@ class HFExtrapolate(HFLM):
         starts: Sequence[int],
         spans: Sequence[int],
         kind: str,
-        keys: Sequence[Any] = (),
         *,
         disable_tqdm: bool = False,
         override: int | None = None,
     ) -> list[Answer]:
-        """The answer to each sequence from its token `starts` on; `spans`: positions up to its last token's; `keys`: for lm_eval's cache."""
+        """The answer to each sequence from its token `starts` on; `spans`: positions up to its last token's."""
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
         longest = max(spans)
         check_fits(longest - 1, self.length_limits)
@@ -312,19 +311,12 @@ class HFExtrapolate(HFLM):
                     asked,
                     schedule,
                     bar,
-                    write=functools.partial(self._write, [keys[index] for index in group] if keys else (), keep),
+                    write=functools.partial(_keep_measured, keep),
                     known={index: (answer[0], bool(answer[1])) for index, answer in known.items()},
                 )
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
         return self._memory.settle(list(map(len, sequences)), answers)
-
-    def _write(self, keys: Sequence[Any], keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
-        """Finished answers into the journal and lm_eval's cache."""
-        keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})
-        for index, answer in answers.items():
-            if keys and keys[index] is not None:
-                self.cache_hook.add_partial("loglikelihood", keys[index], answer)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
@@ -536,6 +528,11 @@ class HFExtrapolate(HFLM):
         ids, mask = super().tok_batch_encode(strings, **options)
         appended = getattr(self, "_appended", 0)
         return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
+
+
+def _keep_measured(keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
+    """Finished answers into the journal; an outcome is none."""
+    keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})
 
 
 def _is_greedy(asked: dict[str, Any]) -> bool:
