@@ -15,8 +15,9 @@ from harness_ext.model_view import first_line
 
 log = logging.getLogger(__name__)
 
-SAID = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch's allocators say, beside raising OutOfMemoryError on some devices."""
+SAID = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+"""What torch's allocators, the C++ library (`std::bad_alloc`) and CUDA's (`CUBLAS_STATUS_ALLOC_FAILED`) say, beside raising OutOfMemoryError
+on some devices."""
 
 Found = TypeVar("Found")
 
@@ -61,7 +62,19 @@ class Memory:
 
     def refuse(self, tokens: int) -> Unmeasured:
         """The answer to a prompt that does not fit."""
-        return Unmeasured(outcome="out_of_memory", reason=f"{tokens} tokens do not fit into the memory of {self.device}")
+        before = f", as {self.too_large} before," if self.too_large and tokens > self.too_large else ""
+        return Unmeasured(outcome="out_of_memory", reason=f"{tokens} tokens{before} do not fit into the memory of {self.device}")
+
+    def settle(self, sizes: Sequence[int], answers: Sequence[Any]) -> list[Any]:
+        """Answers to prompts of `sizes` tokens, where a length is measured whole or not at all.
+
+        Where one did not fit, others of its length may have, with another needle before them or from an interrupted run: a mean over those
+        would be one over prompts that were not chosen for it.
+        """
+        refused = [size for size, answer in zip(sizes, answers, strict=True) if isinstance(answer, Unmeasured)]
+        if not refused:
+            return list(answers)
+        return [self.refuse(size) if size >= min(refused) else answer for size, answer in zip(sizes, answers, strict=True)]
 
     def what_fits(self, requests: Sequence[Any], sizes: Sequence[int], run: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:
         """What `run` answers to requests of `sizes` tokens; where memory runs out, to half as many at a time.

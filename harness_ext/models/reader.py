@@ -40,6 +40,8 @@ class Reader:
         """Answers that an interrupted run had left."""
         self.seconds = 0.0
         """In which answers were computed."""
+        self.smallest = chunk
+        """Tokens that were read at a time where memory was scarce."""
         self._checked = 0
         self._generation: Finding | None = None
 
@@ -84,6 +86,9 @@ class Reader:
             "computed": self.computed,
             "seconds": round(self.seconds, 3),
             "resumed": self.resumed,
+            "chunk": self.chunk,
+            "smallest_chunk": self.smallest,
+            "too_large": self.memory.too_large or None,
             "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
 
@@ -132,10 +137,12 @@ class Reader:
             run.done = step.start
             rows = len(step.rows)
             failed = self.memory.unless_out(rows * step.stop, functools.partial(run.run, step), functools.partial(run.needs, rows))
+            self.smallest = min(self.smallest, run.chunk)
             for read in step.reads:
                 unread[read.sequence] -= max(0, min(read.stop, run.done) - read.start)
             if isinstance(failed, Unmeasured):
                 run.forget()
+                run.chunk = self.chunk  # that was for this length's sake
                 left = [dataclasses.replace(r, start=max(r.start, run.done)) for r in step.reads if r.stop > run.done]
                 if rows == 1:
                     refused = {read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left}
@@ -186,8 +193,10 @@ class Reader:
                 return answers
 
             texts = self.memory.what_fits(step.rows, [len(contexts[row]) + budget for row in step.rows], generate)
+            self.smallest = min(self.smallest, run.chunk)
             if any(isinstance(text, Unmeasured) for text in texts):
                 run.forget()
+                run.chunk = self.chunk
             come = {read.sequence: texts[read.row] for read in step.reads if read.sequence not in found}
             found |= come
             write({index: text for index, text in come.items() if not isinstance(text, Unmeasured)})
