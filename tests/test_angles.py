@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from conftest import build
+from conftest import REPOSITORY, build
 from families import FAMILIES, LENGTH
 from hypothesis import given
 from hypothesis import strategies as st
@@ -291,3 +293,20 @@ def test_the_results_file_says_what_was_new_under_the_override() -> None:
     }
     sinks = Extension(METHODS["sinks"], dataclasses.replace(found, model=AutoModelForCausalLM.from_config(found.model.config)), {})
     assert "angles" not in sinks.describe()
+
+
+def test_the_pages_angles_are_those_that_the_records_were_measured_under(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frequencies computed without weights have the fingerprints of the runs; another factor has another."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    page = importlib.import_module("angles")
+    monkeypatch.setattr(page, "GRID", [1.0, 8.0])
+    cases = page.read_cases(REPOSITORY / "results")
+    assert [case.run.override.method for case in cases] == list(page.TURNED)
+    new = {case.run.override.method: case.find_share(2048) for case in cases}
+    assert new["linear"] == new["yarn"] == new["llama3"] == 0
+    assert new["ntk"] == pytest.approx(new["dynamic"], abs=1e-6)
+    assert 0 < new["ntk"] < new["none"]
+    other = next(case.run for case in cases if case.run.override.method == "yarn")
+    other = msgspec.structs.replace(other, override=msgspec.structs.replace(other.override, factor=7.0))
+    with pytest.raises(SystemExit, match="not the frequencies"):
+        page.turn(page.read_subject(), other, 2048)

@@ -88,9 +88,8 @@ class Extension:
         self.before = read_effect(subject.model)
         self.after: dict[int, Effect] = {}
         """Length in tokens → what was in effect at it. One entry for a method that does not depend on the prompt's length."""
-        turns = (
-            method is PINNED or method.why_not is rotary.why_not
-        )  # others leave frequencies alone, and some of them move positions
+        # Other methods leave frequencies alone, and some of them move positions.
+        turns = method is PINNED or method.why_not is rotary.why_not
         self._circles = read_circles(subject) if turns else []
         self._new: dict[int, list[tuple[int, float]]] = {}
         self._installed: tuple[int, float] | None = None
