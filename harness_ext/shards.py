@@ -74,14 +74,17 @@ def weigh(docs: Sequence[Mapping[str, Any]], *, one_context: bool = False) -> in
 
     Up to its needle, a prompt is the haystack that all others have too: what was read up to the deepest needle is there, and the rest of each
     prompt, from its needle on, is its own. Reading tokens p to n takes (n² − p²) / 2 pairs; the half is left out. Tokens' own cost is left out
-    as well: it decides where prompts are short, and there everything is cheap.
+    as well: it decides where prompts are short, and there everything is cheap. Beside the prefix tree of the prompts themselves, on the embedded
+    model, it is 6 % too low to 10 % too high, and 36 % too low for sixteen questions of one context, which count for nothing.
 
     >>> weigh([{"length": 100, "depth": 0.5}, {"length": 100, "depth": 0.0}])  # 50² + (100² − 50²) + 100²
     20000
     >>> weigh([{"edge": 50}, {"edge": 100}])  # the buckets of one text
     10000
     """
-    spans = [_span(doc, one_context) for doc in docs]
+    if one_context:
+        return sum(length**2 for length in {doc["length"] for doc in docs})
+    spans = [_span(doc) for doc in docs]
     return max(shared for shared, _ in spans) ** 2 + sum(end**2 - shared**2 for shared, end in spans)
 
 
@@ -105,11 +108,11 @@ def deal(units: Sequence[Unit], parts: int) -> list[list[Unit]]:
     return dealt
 
 
-def _span(doc: Mapping[str, Any], one_context: bool) -> tuple[int, int]:
+def _span(doc: Mapping[str, Any]) -> tuple[int, int]:
     """Tokens that a prompt shares with others of its sample, and all of them."""
     if "edge" in doc:
         return doc["edge"], doc["edge"]
     if doc.get("control") == "cropped":  # its end alone, down to the trained length
         return 0, round(doc["length"] / doc["multiple"])
     length, depth = doc["length"], doc.get("depth")
-    return length if one_context or depth is None else int(depth * length), length
+    return length if depth is None else int(depth * length), length
