@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from harness_ext.models.self_check import CHUNKS, ERRORS, TOKENS, TOLERANCE, Pla
 from harness_ext.models.state import State
 from harness_ext.positions import SCHEMES, read_schemes
 
-PLACELESS = frozenset({"none", "recurrent", "memory", "relative"})
-"""Schemes that take no positions, or count those of a segment only: none ever leaves what was seen in training."""
+PLACELESS = frozenset({"none", "recurrent", "memory"})
+"""Schemes that take no positions."""
+SEGMENTS = "memory_length"
+"""The field of a config whose relative positions reach over a segment and its memory, and so never leave what was seen in training."""
 JUMP = 11
 
 
@@ -44,7 +47,7 @@ def find_placing(forward: Forward, limit: Limit | None, make: Callable[[int], St
     names = read_schemes(forward.model.config, forward.model)
     schemes = " and ".join(SCHEMES[name].title for name in names) or "no known way of taking positions"
     if not forward.takes_positions:
-        return _without(names, schemes, "its forward takes no position_ids")
+        return _without(forward, names, schemes, "its forward takes no position_ids")
     count = min(TOKENS, (limit.tokens if limit else TOKENS + JUMP) - JUMP)
     if count < 4:
         return Placing(outcome="not_admitted", reason=f"its {count + JUMP} positions are too few to tell")
@@ -64,7 +67,7 @@ def _try(check: _Check, names: Sequence[str], schemes: str, limit: Limit | None,
     if plain.measure(check.at(range(count)).logits) > TOLERANCE:
         return Placing(outcome="not_admitted", reason=f"{schemes}: positions counted from 0 are not its own")
     if plain.measure(jumped.logits) <= TOLERANCE:
-        return _without(names, schemes, "position_ids change nothing")
+        return _without(check.forward, names, schemes, "position_ids change nothing")
     other = check.tokens.clone()
     other[:, 0] = draw(check.forward, count + 1, seed=1)[:, -1]
     if plain.measure(check.at(None, other).logits, last=1) > TOLERANCE >= jumped.measure(check.at(jump, other).logits, last=1):
@@ -84,10 +87,11 @@ def _try(check: _Check, names: Sequence[str], schemes: str, limit: Limit | None,
     return Placing(outcome="measured", reason=schemes, past_end=_find_past_end(check.forward, limit))
 
 
-def _without(names: Sequence[str], schemes: str, why: str) -> Placing:
-    if names and set(names) <= PLACELESS:
-        return Placing(outcome="no_positions", reason=f"{schemes}: {why}")
-    return Placing(outcome="not_admitted", reason=f"{schemes}: {why}")
+def _without(forward: Forward, names: Sequence[str], schemes: str, why: str) -> Placing:
+    placeless = PLACELESS | ({"relative"} if getattr(forward.model.config, SEGMENTS, 0) else set())
+    outcome: Literal["no_positions", "not_admitted"] = "no_positions" if names and set(names) <= placeless else "not_admitted"
+    counted = "; its biases are counted from the mask, or as the keys come" if "alibi" in names else ""
+    return Placing(outcome=outcome, reason=f"{schemes}: {why}{counted}")
 
 
 @torch.inference_mode()
