@@ -30,13 +30,15 @@ def write_output(
     arms: dict[str, Right] | None = None,
     left_out: Sequence[dict[str, Any]] = (),
     swept: bool = True,
+    long_only_to: int = 2**30,
     date: str = DATE,
     config: dict[str, Any] | None = None,
     **results: Any,
 ) -> Path:
     """The results file. `unmeasured`: length → why nothing was asked of it; `config`, `results`: what is said otherwise.
 
-    `arms`: arm → whether its answer is right; `left_out`: those that were not run; not `swept`: arms alone.
+    `arms`: arm → whether its answer is right; `left_out`: those that were not run; not `swept`: arms alone; `long_only_to`: past
+    it there was no memory for plain prompts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lengths = [
@@ -61,12 +63,15 @@ def write_output(
     }
     for kind in kinds:
         task = TASKS[kind]
-        measured = [length for length in lengths if length["outcome"] == "measured"]
+        planned = [length for length in lengths if length["outcome"] == "measured"]
+        measured = [length for length in planned if length["length"] <= long_only_to]
+        for length in planned[len(measured) :]:
+            length |= {"outcome": "out_of_memory", "reason": "planted"}
         if kind == "loss":
             rows = _loss_rows([length["length"] for length in measured], samples)
         else:
             rows = _answer_rows(kind, measured if swept else [], depths, samples, right, controls)
-            rows += _arm_rows(kind, measured, depths, samples, arms or {}, len(rows), trained or 256)
+            rows += _arm_rows(kind, planned, depths, samples, arms or {}, len(rows), trained or 256)
         run["configs"][task] = _config(kind, lengths, depths, samples, trained)
         if arms or left_out:
             run["configs"][task]["arms"] = [*(["long"] if swept else []), *(arms or {}), *(one["arm"] for one in left_out)]

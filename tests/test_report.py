@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_outputs import write_output
 from made_runs import LOSS, NIAH, PASSKEY, make_run
 
 from harness_ext.cli import main
+from harness_ext.publishing import prepare_run
 from harness_ext.results.leaderboard import name_run
 from harness_ext.results.paired import compare_runs
+from harness_ext.results.publish import Submission
 from harness_ext.results.report import Shown, make_page, write_report
 from harness_ext.results.statistics import holm
 from harness_ext.results.store import write_run
@@ -96,6 +100,64 @@ def test_a_figure_a_task_and_a_heat_map_a_run_are_written(tmp_path: Path) -> Non
     svg = (tmp_path / f"{PASSKEY}.svg").read_text()
     assert "lab/rope · none" in svg
     assert "lab/rope · yarn ×8" in svg
+
+
+def far(length: int, depth: float, sample: int) -> bool:
+    return length <= 256 or (length == 512 and sample % 2 == 0)
+
+
+def write_why(folder: Path, **options: Any) -> Path:
+    """A run with arms: positions take it all, and one arm was left out."""
+    left_out = [{"arm": "other_text", "length": None, "outcome": "not_admitted", "reason": "no other text is at hand"}]
+    arms = {"stretched": far, "packed": lambda *_: True, "emptied": far, "packed_emptied": lambda *_: True}
+    return write_output(folder, right=far, arms=arms, left_out=left_out, samples=10, **options)
+
+
+def test_why_a_score_falls_is_said_with_its_arms_and_effects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_why(tmp_path)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    said = " ".join(printed.split())
+    assert "why: of the 50 points lost at 2×, 50 [" in said
+    assert "] are due to unseen positions, 0 [" in said
+    rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
+    assert rows["stretched"] == ["·", "100", "50", "0"]
+    assert rows["packed"] == ["·", "·", "100", "100"]
+    assert rows["other_text"] == ["·", "none", "none", "none"]
+    assert "left out: other_text at 1×, 2×, 4×, not_admitted: no other text is at hand" in said
+    assert "stretched 0 [" in said
+    svg = (tmp_path / "report" / f"{PASSKEY}-why.svg").read_text()
+    assert "long: the plain prompt" in svg
+    assert "stretched: few tokens, far apart" in svg
+    assert "other text" not in svg
+    assert (tmp_path / "report" / f"{PASSKEY}.png").is_file()
+
+
+def test_arms_alone_are_reported_without_a_curve_and_what_they_lose_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_output(tmp_path, arms={"stretched": far}, swept=False, multiples=(1, 2, 64))
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    printed = capsys.readouterr().out
+    assert "why: at 2× not measurable: long: was not run" in printed
+    assert any(line.split() == ["stretched", "100", "50", "0"] for line in printed.splitlines())
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {f"{PASSKEY}-why.svg", f"{PASSKEY}-why.png", "report.html"}
+
+
+def test_what_is_predicted_stands_apart_from_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_output(tmp_path, right=far, arms={"stretched": far, "packed": lambda *_: True}, unmeasured={1024: "out_of_memory"})
+    results = prepare_run(next(tmp_path.glob("results_*.json")), Submission(evidence="not said")).run.tasks[0].curve
+    assert [point.outcome for point in results.points if point.length == 1024] == ["out_of_memory"]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "predicted, not" not in said  # no arm was run at that length either
+    write_output(tmp_path, right=far, arms={"stretched": far, "packed": lambda *_: True}, long_only_to=512)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "predicted, not measured, at 4×: 0 [" in said
+    assert "from stretched and packed prompts of that length" in said
+    assert "◇ predicted, not measured" in (tmp_path / "report" / f"{PASSKEY}-why.svg").read_text()
+    assert "◇" not in (tmp_path / "report" / f"{PASSKEY}.svg").read_text()
 
 
 def test_the_page_of_a_report_loads_nothing() -> None:

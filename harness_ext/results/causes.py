@@ -107,7 +107,7 @@ def say_cause(cause: Cause) -> str:
     if not cause.effects:
         return f"at {at} not measurable: {cause.reason}"
     lost = next(loss for loss in cause.losses if loss.arm == "long")
-    if (lost.value if lost.lower is None else lost.lower) <= 0:
+    if _may_be_chance(lost):
         return f"at {at} nothing is lost that could be told from chance: {say_points(lost)} points"
     first, *others = (
         f"{say_points(effect)} {'are due to' if not place else 'to'} {SAID[effect.cause]}"
@@ -134,13 +134,19 @@ def say_points(found: Difference | Effect) -> str:
 
 
 def choose_headline(causes: Sequence[Cause]) -> Cause | None:
-    """The length to say a sentence of: the first at which half is lost of what is lost at most; where no effect is told, the first.
+    """The length to say a sentence of: the first at which, past chance, half is lost of what is lost at most; or the longest.
 
-    Further on everything is lost, whatever the cause.
+    Further on everything is lost, whatever the cause. None where no length past the trained one was run.
     """
-    lost = {cause.length: loss.value for cause in causes if cause.effects for loss in cause.losses if loss.arm == "long"}
-    enough = [cause for cause in causes if cause.length in lost and lost[cause.length] >= max(lost.values()) / 2]
-    return next(iter([*enough, *causes]), None)
+    told = [cause for cause in causes if cause.effects]
+    lost = {cause.length: next(loss for loss in cause.losses if loss.arm == "long") for cause in told}
+    most = max((loss.value for loss in lost.values()), default=0)
+    enough = [cause for cause in told if lost[cause.length].value >= most / 2 and not _may_be_chance(lost[cause.length])]
+    return next(iter([*enough, *reversed(told), *causes]), None)
+
+
+def _may_be_chance(loss: Difference) -> bool:
+    return (loss.value if loss.lower is None else loss.lower) <= 0
 
 
 def _explain(scores: Scores, points: Sequence[ArmPoint], length: int, became: str, trained: int) -> Cause:

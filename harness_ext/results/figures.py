@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness_ext.results.charts import COLOURS, DASHES, MARKS, choose_styles
+from harness_ext.results.why import TITLES
 
 Spec = dict[str, Any]
 Row = Mapping[str, Any]
@@ -27,7 +28,12 @@ INTERVAL = {
     "loss": "isValid(datum.low) ? format(datum.low, '.3f') + ' to ' + format(datum.high, '.3f') : 'none'",
 }
 """Metric → a 95 % interval in words, as Vega computes it."""
-CONTROLS = {"no_haystack": "no haystack", "needle_absent": "needle absent", "cropped": "cropped", "short": "short, same override"}
+CONTROLS: dict[str, str] = {
+    "no_haystack": "no haystack",
+    "needle_absent": "needle absent",
+    "cropped": "cropped",
+    "short": "short, same override",
+}
 """Control → as the figure calls it."""
 ROW = 17
 """Pixels of a heat map's row."""
@@ -65,7 +71,7 @@ def make_specs() -> dict[str, Spec]:
     fields = ("multiple", "length")
     specs = {f"{metric}-{field}": draw_curve(metric, field) for metric in ("exact", "loss") for field in fields}
     specs |= {f"controls-{field}": draw_curve("exact", field, controls=True) for field in fields}
-    return {**specs, "heat": draw_heat(), "profile": draw_profile()}
+    return {**specs, "heat": draw_heat(), "profile": draw_profile(), "arms-multiple": draw_arms()}
 
 
 def fill(
@@ -170,6 +176,64 @@ def _draw_controls(x: Any, y: Any) -> Any:
         beside.mark_point(size=28, strokeWidth=1.2).encode(x=x, y=y, color=grey, tooltip=tooltip),
         controls.transform_filter("!isValid(datum.length)").mark_rule(strokeWidth=1.3).encode(y=y, color=grey, tooltip=tooltip),
     )
+
+
+def draw_arms() -> Spec:
+    """A line an arm in the data `points`, the plain prompt's bold; what was predicted as hollow marks, and no line.
+
+    Arms stand a little beside each other, so that those with equal scores are all seen; the plain prompt stands where it is.
+    """
+    import altair as alt
+
+    names = list(TITLES.values())
+    legend = alt.Legend(orient="bottom", columns=1, symbolOpacity=1, symbolSize=70, symbolStrokeWidth=0, values=SERIES)
+    colour = alt.Color("series:N", title=None, legend=legend).scale(domain=names)
+    mark = alt.Shape("series:N", title=None, legend=legend).scale(domain=names, range=choose_styles(MARKS, len(names)))
+    dash = alt.StrokeDash("series:N", title=None, legend=legend).scale(domain=names, range=choose_styles(DASHES, len(names)))
+    x = (
+        alt.X("place:Q", title="length, as a multiple of the trained length")
+        .scale(type="log", base=2, nice=False, padding=14)
+        .axis(labelExpr="format(datum.value, '.3~g') + '×'", values=PLACES, grid=False)
+    )
+    y = alt.Y("score:Q", title="exact matches").scale(domain=[0, 1]).axis(format="%", tickCount=5, domain=False, ticks=False)
+    ends = {"y": alt.Y("low:Q").title("exact matches"), "y2": "high:Q"}
+    tooltip = [
+        alt.Tooltip("series:N", title="arm"),
+        alt.Tooltip("length:Q", title="tokens", format=",d"),
+        alt.Tooltip("multiple:Q", title="multiple", format=".3~g"),
+        alt.Tooltip("score:Q", title="exact matches", format=".1%"),
+        alt.Tooltip("interval:N", title="95 %"),
+        alt.Tooltip("n:Q", title="prompts", format=",d"),
+        alt.Tooltip("outcome:N", title="outcome"),
+    ]
+    points = alt.Chart(alt.NamedData("points")).transform_calculate(
+        interval=INTERVAL["exact"], place="datum.multiple * pow(2, datum.order * 0.025)"
+    )
+    scored = points.transform_filter("isValid(datum.score)")
+    measured = scored.transform_filter("datum.outcome == 'measured'")
+    long, others = (measured.transform_filter(f"datum.arm {sign} 'long'") for sign in ("==", "!="))
+    predicted = scored.transform_filter("datum.outcome == 'predicted'")
+    one = alt.SequenceGenerator(alt.SequenceParams(start=0, stop=1))
+    note = alt.value("◇ predicted, not measured")
+    layers: list[Any] = [
+        alt.Chart(one).mark_rect(fill=PAST, opacity=1).encode(x=alt.XDatum(1), x2=alt.value("width")),
+        alt.Chart(one).mark_rule(stroke=MUTED, strokeWidth=1.2).encode(x=alt.XDatum(1)),
+        long.mark_area(opacity=0.18).encode(x=x, color=colour, **ends),
+        others.mark_rule(opacity=0.4).encode(x=x, color=colour, **ends),
+        others.mark_line(strokeWidth=1.6).encode(x=x, y=y, color=colour, strokeDash=dash),
+        others.mark_point(filled=True, opacity=1, size=45).encode(x=x, y=y, color=colour, shape=mark, tooltip=tooltip),
+        long.mark_line(strokeWidth=4).encode(x=x, y=y, color=colour, strokeDash=dash),
+        long.mark_point(filled=True, opacity=1, size=90).encode(x=x, y=y, color=colour, shape=mark, tooltip=tooltip),
+        predicted.mark_rule(stroke=MUTED, strokeDash=[2, 2]).encode(x=x, **ends),
+        predicted.mark_point(shape="diamond", stroke=MUTED, strokeWidth=1.6, size=70, filled=False).encode(
+            x=x, y=y, tooltip=tooltip
+        ),
+        predicted.transform_aggregate(n="count()")
+        .transform_filter("datum.n > 0")
+        .mark_text(fill=MUTED, fontSize=10.5, align="right", baseline="bottom")
+        .encode(x=alt.value("width"), y=alt.value(-5), text=note),
+    ]
+    return _finish(alt.layer(*layers), 280)
 
 
 def draw_profile() -> Spec:

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from harness_ext.errors import ReportError
-from harness_ext.results import figures
+from harness_ext.results import figures, why
 from harness_ext.results.aggregate import profile_depths
 from harness_ext.results.records import Cell, Curve, PublishedRun, Run, ScoreDetails, Task
 from harness_ext.results.store import Problem, list_files, read_file, to_bytes
@@ -176,9 +176,22 @@ def _detail_task(task: Task, cells: Sequence[Cell]) -> Row:
         "area_past": curve.area_past,
         "points": _to_columns(list_points(task)),
         "controls": _to_columns(list_controls(task)),
+        **(_detail_why(curve) if curve.arms else {}),
         "cells": _to_columns(list_cells(cells)),
         "profile": _to_columns(list_depths(cells)),
         "prompts": _to_columns(list_prompts(task, cells)),
+    }
+
+
+def _detail_why(curve: Curve) -> Row:
+    return {
+        "why": {
+            "sentence": why.say_why(curve),
+            "arms": _to_columns(why.list_arms(curve)),
+            "causes": why.list_causes(curve),
+            "baselines": why.say_baselines(curve),
+            "left_out": why.list_left_out(curve),
+        }
     }
 
 

@@ -25,8 +25,9 @@ from harness_ext.results.leaderboard import (
     to_script,
 )
 from harness_ext.results.records import PublishedRun, Task
+from harness_ext.results.why import list_arms
 
-WIDTHS = {"curve": 560, "depths": 420, "profile": 420}
+WIDTHS = {"curve": 560, "depths": 420, "profile": 420, "arms": 620}
 """Kind of figure → pixels of its plot."""
 
 
@@ -68,7 +69,14 @@ def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
     named = [*zip((shown.published for shown in runs), name_runs([shown.published.run for shown in runs]), strict=True)]
     for name in dict.fromkeys(task.evaluation_name for run, _ in named for task in run.run.tasks):
         having = [(run, label, task) for run, label in named for task in run.run.tasks if task.evaluation_name == name]
+        for number, (_, label, task) in enumerate(having, 1):
+            if arms := list_arms(task.curve):
+                file = f"{_safe(name)}-why" + (f"-{number}" if len(having) > 1 else "")
+                series = dict.fromkeys(row["series"] for row in arms if row["score"] is not None and row["arm"] != "predicted")
+                yield file, _paint(specs["arms-multiple"], WIDTHS["arms"], f"{name}: {label}", [*series], points=arms)
         points: list[Row] = [{**point, "series": label} for _, label, task in having for point in list_points(task)]
+        if not points:  # arms alone
+            continue
         field = "multiple" if all(point["multiple"] is not None for point in points) else "length"
         controls = list_controls(having[0][2]) if len(having) == 1 else []
         data = {"points": points, "controls": controls} if controls else {"points": points}

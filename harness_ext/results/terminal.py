@@ -13,6 +13,7 @@ from harness_ext.results.figures import CONTROLS
 from harness_ext.results.leaderboard import RULES, name_override, name_runs
 from harness_ext.results.paired import PairedTest, compare_runs, correct
 from harness_ext.results.records import Cell, EffectiveLength, Point, PublishedRun, Run, ScoreDetails, Task
+from harness_ext.results.why import fold, show_why
 
 WIDEST = 40
 """Columns of a bar, where the terminal has room."""
@@ -73,7 +74,7 @@ def _show_task(run: Run, task: Task, screen: Screen) -> Iterator[str]:
     yield f"{_strong(task.evaluation_name, screen)}: {said}, 95 % intervals"
     points = task.curve.points
     rows = [(f"{point.length:,}", _say_multiple(point.multiple), _say_score(point, task.metric)) for point in points]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     room = min(WIDEST, screen.width - sum(widths) - 8)
     trained, was_inside = run.trained_length, True
     for point, row in zip(points, rows, strict=True):
@@ -86,10 +87,11 @@ def _show_task(run: Run, task: Task, screen: Screen) -> Iterator[str]:
         yield f"  {numbers}  {bar}".rstrip()
     for rule_name, title in RULES.items():
         for found in (e for e in task.curve.effective_lengths if e.rule == rule_name):
-            yield from _fold(f"  {title.partition(':')[0]}: {_say_effective(found, run)}", screen.width)
+            yield from fold(f"  {title.partition(':')[0]}: {_say_effective(found, run)}", screen.width)
     for control in task.curve.controls:
         where = f" at {control.length:,}" if control.length else ""
         yield f"  control, {CONTROLS[control.control]}{where}: {_say_details(control.score_details, 'exact')}"
+    yield from show_why(task.curve, screen.width)
 
 
 def _show_heat(cells: Sequence[Cell], screen: Screen) -> Iterator[str]:
@@ -129,7 +131,7 @@ def _show_pairs(runs: Sequence[PublishedRun], screen: Screen) -> Iterator[str]:
         corrected = _correct(found)
         if corrected:
             yield _strong(f"{name}, two runs on the same prompts", screen)
-            yield from _fold(
+            yield from fold(
                 "prompts that only the first and that only the second answered exactly; p by the exact test of haystacks, and McNemar's "
                 "by prompts, too small where haystacks differ in what is hard on them; both after Holm's correction over the "
                 f"{sum(test.p is not None for tests in corrected.values() for test in tests)} tests of this table",
@@ -143,7 +145,7 @@ def _show_pairs(runs: Sequence[PublishedRun], screen: Screen) -> Iterator[str]:
                 yield "    " + _show_test(test, "past the trained length" if tokens in seen else f"{tokens:,}")
                 seen.add(tokens)
         for line in refused:
-            yield from _fold(line, screen.width)
+            yield from fold(line, screen.width)
         if corrected or refused:
             yield ""
 
@@ -219,9 +221,3 @@ def _say_multiple(multiple: float | None) -> str:
 
 def _strong(text: str, screen: Screen) -> str:
     return f"\033[1m{text}\033[0m" if screen.colour else text
-
-
-def _fold(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, max(40, width), subsequent_indent="    ", break_on_hyphens=False, initial_indent="  ")

@@ -314,9 +314,16 @@
     const field = points.every((point) => point.multiple !== null) ? "multiple" : "length";
     const kind = isLoss() ? "loss" : controls.length ? "controls" : "exact";
     const title = isLoss() ? "Loss by position" : runs.length > 1 ? "Score against length" : "Score against length, with its controls";
-    const figures = [figure(controls.length || runs.length > 1 || isLoss() ? title : "Score against length",
+    const figures = points.length === 0 ? [] : [figure(controls.length || runs.length > 1 || isLoss() ? title : "Score against length",
       `${title}: ${runs.map((detail) => detail.label).join(", ")}. The numbers are in the table below.`,
       `${kind}-${field}`, { points, ...(controls.length ? { controls } : {}) }, runs.length === 1 ? sources(runs[0]) : null)];
+    for (const detail of runs) {
+      const why = detail.tasks[name].why;
+      if (!why) continue;
+      const arms = toRows(why.arms), series = [...new Set(arms.filter((arm) => arm.score !== null && arm.arm !== "predicted").map((arm) => arm.series))];
+      figures.push(figure(runs.length > 1 ? `Why: ${detail.label}` : "Why it falls: the same needles, one thing changed",
+        `Arms of the experiment: ${detail.label}. ${why.sentence}. The numbers are in the tables below.`, "arms-multiple", { points: arms, series }, sources(detail)));
+    }
     for (const detail of runs) {
       const cells = toRows(detail.tasks[name].cells);
       if (!cells.length) continue;
@@ -352,6 +359,27 @@
       ...beside.map((name) => spread(at(name, point.length)))]);
     for (const alone of controls.filter((control) => control.length === null)) rows.push([alone.control, "", spread(alone), whole(alone.n), ...beside.map(() => "")]);
     return table("Scores, with 95 % intervals", ["tokens", "× trained", task.metric === "loss" ? "loss" : "exact, %", "prompts", ...beside], rows);
+  }
+
+  /** What arms say of why a score falls: a sentence, what each cause takes, the arms' scores, and why some were not run. */
+  function reasons(why) {
+    const arms = toRows(why.arms), multiples = [...new Set(arms.filter((arm) => arm.arm !== "predicted").map((arm) => arm.multiple))].sort((a, b) => a - b);
+    const heads = [...new Set(why.causes.flatMap((row) => row.effects.map((effect) => effect.cause)))];
+    const point = (share) => String(Math.round(100 * share) || 0); // not -0
+    const points = (found) => found ? cell(point(found.value), interval(found.lower, found.upper, point)) : "·";
+    const orders = (row) => row.effects.map((found) => `${found.cause} ${point(found.least)} to ${point(found.most)}`).join(", ");
+    const score = (found) => found === undefined ? "·" : found.score === null ? cell(words(found.outcome), "", "unrun") : cell(percent(found.score), interval(found.low, found.high, percent));
+    const told = why.causes.filter((row) => row.effects.length), predicted = arms.filter((arm) => arm.arm === "predicted");
+    const notes = [...why.causes.filter((row) => row.reason).map((row) => `${times(row.multiple)}: ${row.reason}`), why.baselines,
+      ...why.left_out.map((left) => `Left out: ${left.arms.join(", ")} at ${left.multiples.map(times).join(", ")}, ${words(left.outcome)}: ${left.reason}`)].filter(Boolean);
+    return make("div", { class: "why" }, make("h3", {}, "Why it falls"), why.sentence ? make("p", { class: "sentence" }, why.sentence) : null,
+      told.length ? table("Points lost against the trained length, and to what, with 95 % intervals", ["at", "lost", ...heads, "by order"],
+        told.map((row) => [times(row.multiple), points(row.lost), ...heads.map((head) => points(row.effects.find((found) => found.cause === head))), cell(orders(row), "", "words")])) : null,
+      table("The arms, exact in percent, with 95 % intervals", ["arm", ...multiples.map(times)],
+        [...new Set(arms.filter((arm) => arm.arm !== "predicted").map((arm) => arm.arm))].map((name) => [arms.find((arm) => arm.arm === name).series,
+          ...multiples.map((multiple) => score(arms.find((arm) => arm.arm === name && arm.multiple === multiple)))])),
+      predicted.length ? table("Predicted, not measured", ["at", "exact, %", "from"], predicted.map((one) => [times(one.multiple), score(one), cell(one.reason, "", "words")])) : null,
+      ...notes.map((note) => make("p", { class: "reading" }, note)));
   }
 
   const cell = (text, below, kind) => make("td", { class: kind }, text, below ? make("small", {}, below) : null);
@@ -394,8 +422,8 @@
 
   function drawDetail(detail) {
     const task = detail.tasks[index.tasks[board.task].name];
-    return [drawFigures([detail]), make("div", { class: "facts" }, numbers(task), task.effective_lengths.length ? reaches(task) : null),
-    make("h3", {}, "The command that repeats it"), command(detail), facts(detail, task)];
+    return [drawFigures([detail]), task.why ? reasons(task.why) : null, make("div", { class: "facts" }, numbers(task), task.effective_lengths.length ? reaches(task) : null),
+    make("h3", {}, "The command that repeats it"), command(detail), facts(detail, task)].filter(Boolean);
   }
 
   async function toggleRow(run, button) {
