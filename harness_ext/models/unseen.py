@@ -147,4 +147,6 @@ def _show_new(found: list[New]) -> str:
     """Lengths, pairs, and how much of what those pairs reach is new."""
     if not any(new.pairs for new in found):
         return f"none up to {found[-1].multiple}×"
-    return ", ".join(f"at {new.multiple}× {new.pairs} pairs ({new.share:.0%} of their angles)" for new in found)
+    return ", ".join(
+        f"at {new.multiple}× {new.pairs} pair{'s' * (new.pairs != 1)} ({new.share:.0%} of the angles)" for new in found
+    )
