@@ -23,6 +23,8 @@ from harness_ext.models.journal import Journal, name_scope
 from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
 
 KILLS = int(os.environ.get("HARNESS_EXT_TEST_KILLS", "1"))
+SAMPLES = 3 * -(-KILLS // 5)
+"""Enough that the last kill, too, comes before the end."""
 RUN = """
 import os, signal, sys, json, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with it ignored
@@ -39,7 +41,7 @@ from lm_eval.tasks import TaskManager
 from harness_ext.models.hf import HFExtrapolate
 options = json.loads(sys.argv[2])
 lm = HFExtrapolate(pretrained=sys.argv[1], device="cpu", dtype="float32", **options)
-tasks = TaskManager(include_defaults=False, metadata={"lengths": [200, 400], "samples": 3, "depths": 4, "trained_length": 200})
+tasks = TaskManager(include_defaults=False, metadata={"lengths": [200, 400], "samples": int(sys.argv[4]), "depths": 4, "trained_length": 200})
 found = lm_eval.simple_evaluate(model=lm, tasks=sys.argv[3].split(","), task_manager=tasks, bootstrap_iters=0)
 kept = {"results": found["results"], "samples": found["samples"]}
 print("RESUMED", found["config"]["reading"]["resumed"])
@@ -49,7 +51,7 @@ print("FOUND", json.dumps(kept, sort_keys=True, default=str))
 
 def start(folder: Path, cache: Path, options: dict[str, Any], tasks: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "HARNESS_EXT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN, str(folder), json.dumps(options), tasks]
+    command = [sys.executable, "-c", RUN, str(folder), json.dumps(options), tasks, str(SAMPLES)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -94,9 +96,10 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
     assert not list_files(tmp_path / "whole")
     cache, kept = tmp_path / "killed", 0
     for _ in range(KILLS):
-        run, wanted, begun = start(folder, cache, options, tasks), kept + rng.randint(1, 3), time.monotonic()
+        run, wanted, begun = start(folder, cache, options, tasks), kept + rng.randint(1, 2), time.monotonic()
         while run.poll() is None and count_kept(cache) < wanted and time.monotonic() - begun < 120:
             time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))  # so that it also falls into a forward, or into a write
         run.send_signal(signal.SIGKILL)
         run.communicate()
         assert list_files(cache), "it was killed before its end"
@@ -153,7 +156,7 @@ def test_ctrl_c_says_what_is_finished_and_how_to_go_on(saved: Any, tmp_path: Pat
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert run.returncode != 0
-    assert "of 24 answers" in said
+    assert f"of {8 * SAMPLES} answers" in said
     assert "The same command goes on from them" in said
 
 

@@ -7,12 +7,14 @@ begin alike are asked one after the other, as an engine's prefix cache likes it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import importlib.metadata
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -27,8 +29,9 @@ from harness_ext import credentials
 from harness_ext.cells import Limit, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError
 from harness_ext.model_view import ModelView, check_fits, load_tokenizer
-from harness_ext.models import answers, canary
+from harness_ext.models import answers, canary, likeness, provenance
 from harness_ext.models.ceiling import Ceiling
+from harness_ext.models.journal import Journal, keeping, name_scope
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.served import Bounds, Server, check_url
 from harness_ext.token_count import TokenCount
@@ -92,6 +95,8 @@ class ApiExtrapolate(LocalCompletionsAPI):
             if not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
                 raise ModelError(f"{name}: found {seconds!r}; expected seconds")
         self._asked_max, self._lifted = max_length, 0
+        self._journals: list[Journal] | None = None
+        self._resumed, self._options = 0, {**options, "tokenized_requests": tokenized_requests}
         self.chat = base_url.rstrip("/").endswith("/chat/completions") if chat is None else bool(chat)
         source = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
         named = load_tokenizer(tokenizer, source) if isinstance(tokenizer, str) else tokenizer
@@ -181,8 +186,46 @@ class ApiExtrapolate(LocalCompletionsAPI):
                 "adds_tokens": self._habits.adds,
                 "tells_likely_tokens": self._habits.tells_first,
                 "read_from_the_beginning": self._proven,
+                "resumed": self._resumed,
             }
         }
+
+    # ------------------------------------------------------------------ interrupted and resumed
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from."""
+        self._journals = []
+        try:
+            with keeping(self._journals):
+                yield
+        finally:
+            self._journals = None
+
+    def _resume(
+        self, kind: str, sequences: Sequence[Sequence[int]], sizes: Sequence[int], ask: Callable[[int], Any], **facts: Any
+    ) -> tuple[dict[int, Any], Callable[[dict[int, Any]], None]]:
+        """Answers that an interrupted evaluation has left, by index, where the server is still what it was; and what keeps new ones."""
+        if self._journals is None or not self._knows_outcomes or facts.get("drawn"):
+            return {}, lambda answers: None
+        facts |= {"kind": kind, "url": self._server.url, "model": self.model, "chat": self.chat, "options": self._options}
+        facts |= {"vocabulary": provenance.hash_vocabulary(self.tokenizer), "seed": self._seed}
+        facts |= {"packages": {name: importlib.metadata.version(name) for name in ("harness_ext", "lm_eval", "transformers")}}
+        now = likeness.take(lambda text: self._ask_fixed(text, likeness.TOKENS, first=self._habits.tells_first))
+        if now is None:
+            log.warning("answers are not kept, should the run be interrupted: the server does not answer short prompts any more")
+            return {}, lambda answers: None
+        journal = Journal(name_scope(facts, sequences), asked=len(sequences))
+        self._journals.append(journal)
+        known = journal.read()
+        before = known.pop(likeness.PLACE, None)
+        if known and (reason := likeness.find_change(before, now) or likeness.find_stale(known, sizes, ask)):
+            journal.set_aside(reason)
+            known, before = {}, None
+        if before is None or not known:
+            journal.write({likeness.PLACE: now})
+        self._resumed += len(known)
+        return known, journal.write
 
     # ------------------------------------------------------------------ what lm_eval calls
 
@@ -208,12 +251,10 @@ class ApiExtrapolate(LocalCompletionsAPI):
             found = self._ask_echo(sequences[index])
             return found if isinstance(found, Unmeasured) else found.score(starts[index])
 
-        def keep(index: int, answer: Likelihood) -> None:
-            if requests[index][0] is not None:
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-
         self._check_beginning({size: index for index, size in enumerate(sizes) if starts[index] >= SHORT}, look)
-        return self._ask_all(sizes, _sort_keys(sequences), score, keep, quiet=disable_tqdm, name="loglikelihood")
+        kept, keep = self._resume("loglikelihood", sequences, sizes, score, starts=starts)
+        known: dict[int, Likelihood] = {index: (answer[0], bool(answer[1])) for index, answer in kept.items()}
+        return self._ask_all(sizes, _sort_keys(sequences), score, known, keep, quiet=disable_tqdm, name="loglikelihood")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm_eval's, in windows of the user's `max_length` or the trained length. Raises ModelError where a window has no answer."""
@@ -259,12 +300,14 @@ class ApiExtrapolate(LocalCompletionsAPI):
                 return found
             return str(postprocess_generated_text(found.text, settings[index].get("until"), getattr(self, "think_end_token", None)))
 
-        def keep(index: int, answer: str) -> None:
-            self.cache_hook.add_partial("generate_until", requests[index].args, answer)
-
         if self._habits.tells_first:
             self._check_beginning({size: index for index, size in enumerate(sizes) if sent[index] >= SHORT}, look)
-        found = self._ask_all(sizes, _sort_keys(prompts), answer, keep, quiet=disable_tqdm, name="generate_until")
+        drawn = any(asked.get("do_sample") or asked.get("temperature") for asked in settings)
+        said = [str(context) for context in contexts]
+        known, keep = self._resume(
+            "generate_until", prompts, sizes, answer, drawn=drawn, contexts=said, settings=list(map(str, settings))
+        )
+        found = self._ask_all(sizes, _sort_keys(prompts), answer, known, keep, quiet=disable_tqdm, name="generate_until")
         return [check_understood(request, answer) for request, answer in zip(requests, found, strict=True)]
 
     def _check_likelihoods(self, requests: Sequence[Instance]) -> None:
@@ -304,19 +347,22 @@ class ApiExtrapolate(LocalCompletionsAPI):
         sizes: Sequence[int],
         keys: Sequence[bytes],
         ask: Callable[[int], Any],
-        keep: Callable[[int, Any], None],
+        known: Mapping[int, Any],
+        keep: Callable[[dict[int, Any]], None],
         *,
         quiet: bool,
         name: str,
     ) -> list[Any]:
-        """The answer to each prompt, asked in the order of `keys`, so that those that begin alike follow one another."""
+        """The answer to each prompt, asked in the order of `keys`, so that those that begin alike follow one another; the `known` are not asked."""
         order, found = sorted(range(len(keys)), key=keys.__getitem__), [None] * len(keys)
         over = threading.Event()
 
         def ask_one(index: int) -> Any:
-            known = self._ceiling.find(sizes[index])
-            if over.is_set() or known is not None:
-                return known
+            refused = self._ceiling.find(sizes[index])
+            if over.is_set() or refused is not None:
+                return refused
+            if index in known:
+                return known[index]
             try:
                 answer = ask(index)
             except ModelError:
@@ -331,8 +377,8 @@ class ApiExtrapolate(LocalCompletionsAPI):
                 for index, answer in zip(order, pool.map(ask_one, order), strict=True):
                     if isinstance(answer, Unmeasured) and not self._knows_outcomes:
                         raise ModelError(f"{answer.reason}; a sum over the others would be a false number")
-                    if not isinstance(answer, Unmeasured):
-                        keep(index, answer)
+                    if not isinstance(answer, Unmeasured) and index not in known:
+                        keep({index: answer})
                     found[index] = answer
                     bar.update()
         finally:
@@ -403,15 +449,22 @@ class ApiExtrapolate(LocalCompletionsAPI):
         return text if self.tok_encode(text) == list(ids) else None
 
     def _meet(self) -> canary.Habits:
-        def ask(as_text: bool, text: str, first: bool) -> answers.Text | Unmeasured:
-            question = _make_chat(text) if self.chat else (text if as_text else self.tok_encode(text))
-            return self._ask_text(question, {"max_gen_toks": 1}, None, first=first)
-
         def count(text: str) -> int:
             return len(self._encode_context(_make_chat(text) if self.chat else text))
 
         ways = [False, True] if self.tokenized_requests else [True]
-        return canary.meet(ask, count, server=self._server.url, as_text=ways)
+        return canary.meet(
+            lambda as_text, text, first: self._ask_fixed(text, 1, first=first, as_text=as_text),
+            count,
+            server=self._server.url,
+            as_text=ways,
+        )
+
+    def _ask_fixed(self, text: str, budget: int, *, first: bool, as_text: bool | None = None) -> answers.Text | Unmeasured:
+        """What is generated after a short text of ours."""
+        as_text = not self.tokenized_requests if as_text is None else as_text
+        question = _make_chat(text) if self.chat else (text if as_text else self.tok_encode(text))
+        return self._ask_text(question, {"max_gen_toks": budget}, None, first=first)
 
     # ------------------------------------------------------------------ tokens
 

@@ -92,18 +92,18 @@ class Journal:
         try:
             rows = self._connection.execute("SELECT number, answer FROM answers").fetchall()
             found = {number: json.loads(answer) for number, answer in rows}
-            self.kept = len(found)
+            self.kept = sum(number >= 0 for number in found)
         except (sqlite3.DatabaseError, ValueError) as error:
             self._set_aside(error)
             return {}
-        if found:
+        if self.kept:
             log.warning(
                 "%d of %d answers are there from an interrupted run: %s (delete it to start anew)", self.kept, self.asked, self.file
             )
         return found
 
     def write(self, answers: Mapping[int, Any]) -> None:
-        """Keeps answers that are JSON; they are on the disk when this returns."""
+        """Keeps answers that are JSON; they are on the disk when this returns. What is numbered below 0 is none, and stands beside them."""
         if self._connection is None or not answers:
             return
         try:
@@ -112,7 +112,7 @@ class Journal:
                     "INSERT OR REPLACE INTO answers VALUES (?, ?)",
                     [(number, json.dumps(answer)) for number, answer in answers.items()],
                 )
-            self.kept += len(answers)
+            self.kept += sum(number >= 0 for number in answers)
         except sqlite3.Error as error:
             log.warning("answers are not kept any more, should the run be interrupted: %s: %s", self.file, error)
             self.close()
@@ -156,11 +156,19 @@ class Journal:
             raise
         return connection
 
+    def set_aside(self, reason: str) -> None:
+        """Puts the file out of the way, and begins a new one: its answers are not to be believed. Says why."""
+        self.kept = 0
+        if self._connection is not None:
+            self._move("stale", reason)
+
     def _set_aside(self, error: Exception) -> None:
-        """Puts a damaged file out of the way, and begins a new one."""
+        self._move("damaged", f"it is damaged ({error})")
+
+    def _move(self, ending: str, reason: str) -> None:
         self.close()
-        aside = self.file.with_name(f"{self.file.name}.damaged-{time.time_ns()}")
-        log.warning("%s is damaged (%s): it is now %s, and its prompts are run again", self.file, error, aside.name)
+        aside = self.file.with_name(f"{self.file.name}.{ending}-{time.time_ns()}")
+        log.warning("%s is not gone on from: %s; it is now %s, and its prompts are run again", self.file, reason, aside.name)
         for ending in ("-wal", "-shm"):
             self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
         self.file.rename(aside)
