@@ -12,10 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 from hostile import SCRIPTS, make_corpus
+from made_outputs import write_output
 from made_runs import LOSS, NIAH, PASSKEY, make_many, make_run
 
+from harness_ext.publishing import prepare_run
 from harness_ext.results.leaderboard import build_site, name_run
 from harness_ext.results.paired import compare_runs
+from harness_ext.results.publish import Submission
 from harness_ext.results.report import Shown, write_report
 from harness_ext.results.statistics import holm
 from harness_ext.results.store import write_run
@@ -441,6 +444,29 @@ def test_a_report_is_one_file_that_opens_its_run(open_page: Opened, tmp_path: Pa
     assert "out/results.json" in page.locator("tr.opened").inner_text()
     page.select_option("#task", label=LOSS)
     page.locator("#rows th[data-key='effective']").wait_for(state="detached")
+
+
+def test_a_report_says_why_a_score_falls(open_page: Opened, tmp_path: Path) -> None:
+    def far(length: int, depth: float, sample: int) -> bool:
+        return length <= 256 or (length == 512 and sample % 2 == 0)
+
+    left_out = [{"arm": "other_text", "length": None, "outcome": "not_admitted", "reason": "no other text is at hand"}]
+    arms = {"stretched": far, "packed": lambda *_: True, "emptied": far, "packed_emptied": lambda *_: True}
+    file = write_output(tmp_path / "out", right=far, arms=arms, left_out=left_out, samples=10, long_only_to=512)
+    published = prepare_run(file, Submission(evidence="not said"))
+    write_report([Shown(published=published, source="out/results.json")], tmp_path)
+    page = open_page(tmp_path / "report.html", ready="tr.opened .why")
+    why = page.locator(".why").inner_text()
+    assert "of the 50 points lost at 2×, 50 [" in why
+    assert "4×: long: out_of_memory" in why
+    assert "Left out: other_text at 1×, 2×, 4×, not admitted: no other text is at hand" in why
+    assert page.locator(".why table", has_text="Predicted, not measured").locator("tbody tr").count() == 1
+    assert page.locator(".why table", has_text="The arms").locator("tbody tr").count() == 6
+    chart = page.locator("figure", has_text="Why it falls").locator(".chart")
+    chart.locator("svg").wait_for()
+    assert "long: the plain prompt" in chart.inner_text()
+    assert "predicted, not measured" in chart.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_report_of_several_runs_lays_them_over_each_other(open_page: Opened, tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.results.clusters import take_middle
 from harness_ext.results.effective_length import FAILS_BELOW
 from harness_ext.results.records import ArmName, ArmPoint, Cause, CauseName, Difference, Effect
+from harness_ext.results.statistics import take_middle
 
 Floats = NDArray[np.float64]
 Arm = Literal["long", ArmName]

@@ -128,13 +128,6 @@ def draw_scores(answers: Answers) -> Floats:
     return np.asarray((right + square / 2 + z * np.sqrt(right * (n - right) / n + square / 4)) / (n + square))
 
 
-def take_middle(values: NDArray[np.generic]) -> tuple[float, float]:
-    """The ends of the middle 95 %, rounded outwards to values that occur (some may be infinite)."""
-    low, high = math.floor(0.025 * (len(values) - 1)), math.ceil(0.975 * (len(values) - 1))
-    ordered = np.partition(values, (low, high))
-    return float(ordered[low]), float(ordered[high])
-
-
 @functools.lru_cache(maxsize=64)
 def _draw_normal(name: str, rows: int) -> Floats:
     """(rows, `DRAWS`), each with its negative. RandomState, since its numbers are promised never to change (NumPy's NEP 19)."""

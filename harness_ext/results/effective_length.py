@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from harness_ext.results.clusters import take_middle
 from harness_ext.results.records import Derived, EffectiveLength, RuleName
+from harness_ext.results.statistics import take_middle
 
 Floats = NDArray[np.float64]
 

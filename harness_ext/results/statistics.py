@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr, ndtri, stdtrit
 
 
@@ -115,3 +116,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def take_middle(values: NDArray[np.generic]) -> tuple[float, float]:
+    """The ends of the middle 95 %, rounded outwards to values that occur (some may be infinite)."""
+    low, high = math.floor(0.025 * (len(values) - 1)), math.ceil(0.975 * (len(values) - 1))
+    ordered = np.partition(values, (low, high))
+    return float(ordered[low]), float(ordered[high])
