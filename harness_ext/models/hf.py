@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -38,6 +39,8 @@ from harness_ext.models.memory import Memory
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.placing import find_placing
 from harness_ext.models.prefix_tree import Batch, Schedule
+from harness_ext.models.progress import find_even_position
+from harness_ext.models.ranks import ALONE, Ranks, add_up
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
 from harness_ext.token_count import TokenCount
@@ -97,6 +100,7 @@ class HFExtrapolate(HFLM):
             options["device"] = found.type if found else "cpu"
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
+        self._ranks = Ranks(self.rank, self.world_size)
         if not exact and self.backend == "causal":
             pieces.install(self.model)
         self._memory = Memory(self.device)
@@ -161,7 +165,8 @@ class HFExtrapolate(HFLM):
         """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, and the
         tokens asked and computed."""
         made_with = provenance.describe(self.model, self.config, self.device, self._weights)
-        return {**super().get_model_info(), **made_with, "override": self._describe_override(), "reading": self._reader.describe()}
+        reading = add_up(self._ranks.readings or [self._reader.describe()])
+        return {**super().get_model_info(), **made_with, "override": self._describe_override(), "reading": reading}
 
     def _describe_override(self) -> dict[str, Any]:
         return self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
@@ -293,15 +298,18 @@ class HFExtrapolate(HFLM):
         override: int | None = None,
     ) -> list[Answer]:
         """The answer to each sequence from its token `starts` on; `spans`: positions up to its last token's."""
+        ranks = self._ranks if self._knows_outcomes else ALONE  # a text's windows are summed up by the process that has the text
+        prompts: list[tuple[Any, int, int]] = ranks.gather([*zip(map(np.asarray, sequences), starts, spans, strict=True)])
+        sequences, starts, spans = zip(*prompts, strict=True)
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
         longest = max(spans)
         check_fits(longest - 1, self.length_limits)
         check_fits(max(map(len, sequences)) - 1, [limit for limit in self.length_limits if limit.outcome != "hard_limit"])
         self._prepare(longest, longest)
         self._reader.prepare(longest - 1)
-        groups = self._group(spans)
+        groups = self._deal(ranks, [sequence[:-1] for sequence in sequences], self._group(spans))
         schedules = [self._plan([sequences[i] for i in group], [starts[i] for i in group], override) for group in groups]
-        answers: list[Answer] = [(0.0, False)] * len(sequences)
+        answers: list[Answer | None] = [None] * len(sequences)
         with self._reader.open_bar(kind, schedules, quiet=disable_tqdm or self.rank != 0) as bar:
             for group, schedule in zip(groups, schedules, strict=True):
                 self._prepare(spans[group[0]], longest)
@@ -316,7 +324,7 @@ class HFExtrapolate(HFLM):
                 )
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
-        return self._memory.settle(list(map(len, sequences)), answers)
+        return ranks.own(self._memory.settle(list(map(len, sequences)), ranks.collect(answers, self._reader.describe())))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
@@ -334,13 +342,17 @@ class HFExtrapolate(HFLM):
 
         Greedy answers go on from what prompts share; sampled ones and beams are HFLM's own.
         """
+        own = requests
+        prompts = self._ranks.gather([(self.tok_batch_encode([request.args[0]])[0][0].numpy(), request.args) for request in own])
+        requests = [Instance("generate_until", {}, arguments, 0) for _, arguments in prompts]
         settings = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
-        contexts = [self.tok_batch_encode([request.args[0]])[0][0].tolist() for request in requests]
+        contexts: list[Any] = [context for context, _ in prompts]
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
         answers: list[Any] = [None] * len(requests)
-        for group in self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings]):
+        groups = self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings])
+        for group in self._deal(self._ranks, contexts, groups, [asked["max_gen_toks"] for asked in settings]):
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
             if self.backend == "causal" and _is_greedy(asked) and self._can_generate(longest):
@@ -351,8 +363,8 @@ class HFExtrapolate(HFLM):
                 )
             for index, answer in zip(group, found, strict=True):
                 answers[index] = answer
-        settled = self._memory.settle(sizes, answers)
-        return [check_understood(request, answer) for request, answer in zip(requests, settled, strict=True)]
+        settled = self._ranks.own(self._memory.settle(sizes, self._ranks.collect(answers, self._reader.describe())))
+        return [check_understood(request, answer) for request, answer in zip(own, settled, strict=True)]
 
     def _can_generate(self, longest: int) -> bool:
         self._reader.prepare(longest)
@@ -422,6 +434,13 @@ class HFExtrapolate(HFLM):
             groups.setdefault((kinds[index] if kinds else "", sizes[index] if per_length else 0), []).append(index)
         return list(groups.values())
 
+    def _deal(
+        self, ranks: Ranks, sequences: Sequence[Sequence[int]], groups: list[list[int]], budgets: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """What this process reads of groups of prompts that may share."""
+        shares = self._reader.sharing is None or self._reader.sharing.make is not None
+        return ranks.deal(sequences, groups, even=find_even_position(self.model), budgets=budgets, shares=shares)
+
     def _plan(self, sequences: Sequence[Sequence[int]], starts: Sequence[int], override: int | None) -> Schedule:
         """Their schedule. `auto` needs no probing forward: the longest has to fit anyway, so shorter ones may fill as many tokens."""
         read = [sequence[:-1] for sequence in sequences]
@@ -435,10 +454,11 @@ class HFExtrapolate(HFLM):
     def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
         """HFLM's probe (for generation and rolling windows), at the trained length and not at what tasks have lifted it to."""
         longest, lifted, self._lifted = self.max_length, self._lifted, 0
+        count, self._world_size = self.world_size, 1  # processes do not all probe as often, so none waits for another
         try:
             return max(1, int(super()._detect_batch_size(requests, pos)) * self.max_length // longest)
         finally:
-            self._lifted = lifted
+            self._lifted, self._world_size = lifted, count
 
     def _check_known(self, answer: Answer) -> Answer:
         """The answer. Raises ModelError for an outcome in the middle of what would be summed up."""

@@ -192,7 +192,7 @@ def build_tree(sequences: Sequence[Sequence[int]], *, apart: bool = False) -> tu
     root = Node(0, 0, -1)
     ends, path = [root] * len(keys), [root]
     for before, index in itertools.pairwise([-1, *order]):
-        common = 0 if before < 0 else _count_common(arrays[before], arrays[index])
+        common = 0 if before < 0 else count_common(arrays[before], arrays[index])
         last = None
         while path[-1].stop > common:
             last = path.pop()
@@ -207,7 +207,7 @@ def build_tree(sequences: Sequence[Sequence[int]], *, apart: bool = False) -> tu
     return root, ends
 
 
-def _count_common(one: np.ndarray, other: np.ndarray) -> int:
+def count_common(one: np.ndarray, other: np.ndarray) -> int:
     """Leading tokens in common."""
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
