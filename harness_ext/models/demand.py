@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from scipy.optimize import nnls
@@ -28,7 +27,7 @@ from transformers import AutoConfig
 
 from harness_ext.errors import ModelError
 from harness_ext.model_view import first_line, resolve
-from harness_ext.models import memory
+from harness_ext.models import machine, memory
 from harness_ext.models.forward import SCORES, Forward
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.self_check import ERRORS
@@ -140,13 +139,12 @@ def read_free(model: Any) -> int:
 def read_free_of(device: torch.device) -> int:
     """Bytes that a device can still give.
 
-    CUDA: what the driver says, and what torch keeps without using it. Any other device: the memory of the machine that can be had
-    without swapping (psutil). A container's own limit is not looked for.
+    CUDA: what the driver says, and what torch keeps without using it. Any other device: what this process may take (`machine`).
     """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + kept)
-    return int(psutil.virtual_memory().available)
+    return machine.read_free().bytes
 
 
 def find_lack(name: str, arguments: Mapping[str, Any]) -> tuple[int, int, str] | None:
