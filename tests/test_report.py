@@ -155,7 +155,7 @@ def test_what_is_predicted_stands_apart_from_what_was_measured(tmp_path: Path, c
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "predicted, not measured, at 4×: 0 [" in said
-    assert "from stretched and packed prompts of that length" in said
+    assert "from plain prompts of 512 tokens, stretched ones that far and packed ones of as many" in said
     assert "◇ predicted, not measured" in (tmp_path / "report" / f"{PASSKEY}-why.svg").read_text()
     assert "◇" not in (tmp_path / "report" / f"{PASSKEY}.svg").read_text()
 

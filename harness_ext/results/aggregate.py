@@ -134,7 +134,7 @@ def _add_arms(curve: Curve, sweep: Sequence[Cell], arms: Mapping[ArmName, Sequen
         return msgspec.structs.replace(curve, arms=points)
     trained = round(known[0] / known[1])
     became = {point.length: "was not run" for point in points} | {point.length: str(point.outcome) for point in curve.points}
-    scores = _draw_together([("long", sweep), *arms.items()])
+    scores = draw_arms([*sweep, *itertools.chain(*arms.values())])
     return msgspec.structs.replace(
         curve,
         arms=points,
@@ -144,12 +144,14 @@ def _add_arms(curve: Curve, sweep: Sequence[Cell], arms: Mapping[ArmName, Sequen
     )
 
 
-def _draw_together(arms: Iterable[tuple[Arm, Sequence[Cell]]]) -> Scores:
+def draw_arms(cells: Iterable[Cell]) -> Scores:
     """The scores of all arms at all their lengths: prompts of one haystack are drawn together, so that differences are paired."""
+    arms: dict[str, Arm] = {"": "long", **{arm: arm for arm in ARMS}}
     groups = {
-        (arm, length): group
-        for arm, cells in arms
-        for length, group in _group(cells, lambda cell: cell.length).items()
+        (arms[control], length): group
+        for control, own in _group(cells, lambda cell: cell.control or "").items()
+        if control in arms
+        for length, group in _group(own, lambda cell: cell.length).items()
         if _is_whole(group)
     }
     if not groups:

@@ -190,6 +190,7 @@ def _detail_why(curve: Curve) -> Row:
             "arms": _to_columns(why.list_arms(curve)),
             "causes": why.list_causes(curve),
             "baselines": why.say_baselines(curve),
+            "reasons": why.list_reasons(curve),
             "left_out": why.list_left_out(curve),
         }
     }

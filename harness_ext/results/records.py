@@ -204,8 +204,11 @@ class Prediction(Record, frozen=True, kw_only=True):
     value: Annotated[Share, says("The predicted score.")]
     lower: Annotated[Share | None, says("95 %; None with one haystack.")]
     upper: Annotated[Share | None, says("95 %; None with one haystack.")]
+    plain_from: Annotated[
+        Tokens, says("The longest plain prompt before it that was measured: from its score the prediction goes on.")
+    ]
     packed_from: Annotated[
-        Tokens | None, says("The longest packed prompt that was measured, where that of this length was not; else None.")
+        Tokens, says("The longest packed prompt up to it that was measured; past it, packed scores are drawn on.")
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness_ext.results.causes import Arm, choose_headline, say_cause, say_points
-from harness_ext.results.records import ArmPoint, CauseName, Curve, Difference, Point
+from harness_ext.results.records import ArmPoint, CauseName, Curve, Difference, Point, Prediction
 
 Row = dict[str, Any]
 TITLES: Mapping[Arm, str] = {
@@ -52,7 +52,7 @@ def list_arms(curve: Curve) -> list[Row]:
             "high": one.upper,
             "n": 0,
             "outcome": "predicted",
-            "reason": _say_source(one.packed_from),
+            "reason": _say_source(one),
         }
         for one in curve.predictions
     ]
@@ -60,7 +60,7 @@ def list_arms(curve: Curve) -> list[Row]:
 
 
 def list_causes(curve: Curve) -> list[Row]:
-    """A row a length past the trained one: what is lost, and of it each effect, in words for a table; and why one is missing."""
+    """A row a length past the trained one: what is lost, and of it each effect, in words for a table."""
     return [
         {
             "multiple": cause.multiple,
@@ -70,10 +70,18 @@ def list_causes(curve: Curve) -> list[Row]:
                 {"cause": HEADS[effect.cause], **_tell(effect), "least": effect.least, "most": effect.most}
                 for effect in cause.effects
             ],
-            "reason": cause.reason,
         }
         for cause in curve.causes
     ]
+
+
+def list_reasons(curve: Curve) -> list[str]:
+    """Why effects are missing or taken together, a line a reason, with the lengths that have it."""
+    found: dict[str, list[str]] = {}
+    for cause in curve.causes:
+        if cause.reason:
+            found.setdefault(cause.reason, []).append(f"{cause.multiple:.3g}×")
+    return [f"{', '.join(multiples)}: {reason}" for reason, multiples in found.items()]
 
 
 def list_left_out(curve: Curve) -> list[Row]:
@@ -138,9 +146,8 @@ def show_why(curve: Curve, width: int) -> Iterator[str]:
             ],
         )
         yield from fold(ORDERS_SAID, width)
-    for row in rows:
-        if row["reason"]:
-            yield from fold(f"{row['multiple']:.3g}×: {row['reason']}", width)
+    for line in list_reasons(curve):
+        yield from fold(line, width)
     if said := say_baselines(curve):
         yield from fold(said, width)
     for left in list_left_out(curve):
@@ -181,10 +188,9 @@ def _tell(found: Any) -> Row:
     return {"value": found.value, "lower": found.lower, "upper": found.upper, "said": say_points(found)}
 
 
-def _say_source(packed_from: int | None) -> str:
-    if packed_from is None:
-        return "from stretched and packed prompts of that length"
-    return f"from stretched prompts of that length, and packed ones up to {packed_from:,} tokens, drawn on"
+def _say_source(found: Prediction) -> str:
+    drawn_on = f"{found.packed_from:,}, drawn on" if found.packed_from < found.length else "as many"
+    return f"from plain prompts of {found.plain_from:,} tokens, stretched ones that far and packed ones of {drawn_on}"
 
 
 def _say_score(point: Point | ArmPoint | None) -> str:

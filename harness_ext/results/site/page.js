@@ -370,7 +370,7 @@
     const orders = (row) => row.effects.map((found) => `${found.cause} ${point(found.least)} to ${point(found.most)}`).join(", ");
     const score = (found) => found === undefined ? "·" : found.score === null ? cell(words(found.outcome), "", "unrun") : cell(percent(found.score), interval(found.low, found.high, percent));
     const told = why.causes.filter((row) => row.effects.length), predicted = arms.filter((arm) => arm.arm === "predicted");
-    const notes = [...why.causes.filter((row) => row.reason).map((row) => `${times(row.multiple)}: ${row.reason}`), why.baselines,
+    const notes = [...why.reasons, why.baselines,
       ...why.left_out.map((left) => `Left out: ${left.arms.join(", ")} at ${left.multiples.map(times).join(", ")}, ${words(left.outcome)}: ${left.reason}`)].filter(Boolean);
     return make("div", { class: "why" }, make("h3", {}, "Why it falls"), why.sentence ? make("p", { class: "sentence" }, why.sentence) : null,
       told.length ? table("Points lost against the trained length, and to what, with 95 % intervals", ["at", "lost", ...heads, "by order"],
