@@ -109,7 +109,7 @@ class Sweep:
     samples: int = SAMPLES
     depths: int = DEPTHS
 
-    def read(self) -> list[tuple[float, float]]:
+    def read(self) -> Sequence[tuple[float, float]]:
         """From where to where tokens are read for one sample, each distinct token once."""
         if self.name == "loss":
             return [(0, max(self.lengths))]
@@ -118,7 +118,7 @@ class Sweep:
         spans = [(length * depth / (self.depths - 1), length) for length in self.lengths for depth in range(self.depths)]
         return [(0, max(start for start, _ in spans)), *spans]
 
-    def ask(self) -> list[tuple[float, float]]:
+    def ask(self) -> Sequence[tuple[float, float]]:
         """As many prompts as there are, each whole."""
         if self.name == "loss":  # 32 buckets of the longest
             return [(0, max(self.lengths) * part / 32) for part in range(1, 33)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -310,6 +313,40 @@ def test_what_cannot_be_split_is_refused(load: Any) -> None:
         check_tasks(shard, SimpleNamespace(world_size=8), ours, {})
     with pytest.raises(ShardError, match="the group mine has scores of its own"):
         check_tasks(shard, SimpleNamespace(world_size=1), ours, {"mine": SimpleNamespace(has_aggregation=True)})
+
+
+SBATCH = """#!/usr/bin/env bash
+# In Slurm's place: runs an array's jobs one after the other, or what --wrap says, and names the job.
+while [[ $1 == --* ]]; do
+    case $1 in --array=*) array=${1#--array=} ;; --wrap) exec bash -c "$2" ;; esac
+    shift
+done
+for SLURM_ARRAY_TASK_ID in $(seq "${array%-*}" "${array#*-}"); do export SLURM_ARRAY_TASK_ID; bash "$@" >/dev/null 2>&1 || exit; done
+echo "4711;cluster"
+"""
+
+
+def test_the_slurm_example_runs_each_part_and_joins_them(tmp_path: Path) -> None:
+    stand_in = tmp_path / "bin" / "sbatch"
+    stand_in.parent.mkdir()
+    stand_in.write_text(SBATCH)
+    stand_in.chmod(0o755)
+    path = os.pathsep.join([str(stand_in.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    asked = [
+        "--model_args",
+        "pretrained=reference/rope",
+        "--model",
+        "hf-extrapolate",
+        "--tasks",
+        TASKS[0],
+        "--metadata",
+        json.dumps(METADATA),
+    ]
+    command = ["bash", str(Path(__file__).parent.parent / "examples" / "slurm.sh"), "2", "my out", *asked]
+    ran = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 parts, 12 prompts of 1 tasks" in ran.stdout
+    assert len(read_run(tmp_path / "my out").cells) == 4
 
 
 def test_without_a_shard_it_is_lm_eval(made: Path) -> None:
