@@ -30,6 +30,10 @@ OF_THE_MACHINE = frozenset(
 """Fields of a results file in which parts of one run may differ, or that are looked into in another way."""
 OF_THE_MACHINE_TOO = frozenset("model_args hardware reading batch_sizes device use_cache".split())
 """The same, of its `config`."""
+NEEDED = frozenset(
+    "results configs versions n-shot higher_is_better n-samples config date task_hashes model_name_sanitized total_evaluation_time_seconds".split()
+)
+"""Fields without which a results file is none of lm_eval's."""
 SHOWN = 3
 """Differences of a part that are named; the rest are counted."""
 SUMMED = ("asked", "computed", "seconds", "resumed")
@@ -120,14 +124,14 @@ def read_part(file: Path) -> Part:
         if not said:
             raise ShardError(f"{file} was made without --shard: it is a run, and no part of one; leave it out")
         shard, tasks, dated = Shard(index=said["index"], of=said["of"]), said["tasks"], RESULTS_FILE.search(file.name)
-        missing = {"config", "configs", "results", "task_hashes", "date", "model_name_sanitized"} - results.keys()
+        missing = NEEDED - results.keys()
         if missing or dated is None or not 1 <= shard.index <= shard.of:
             raise ValueError(f"no {', '.join(sorted(missing)) or 'date, or a wrong number'}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         if isinstance(error, ShardError):
             raise
         raise ShardError(
-            f"{file}: expected lm_eval's results, found {type(error).__name__}: {error}; run that part again"
+            f"{file}: expected lm_eval's results, found {type(error).__name__}: {error}; remove it, and run that part again"
         ) from None
     lines, wrong = dict[str, tuple[Line, ...]](), ""
     for task in [task for task, asked in tasks.items() if asked["here"]]:
