@@ -38,7 +38,7 @@ class SGLangExtrapolate(EngineModel, SGLangLM):
     length needs. Other arguments are lm_eval's, and those that it does not know, SGLang's own.
     """
 
-    engine, package, room = "SGLang", "sglang", 8
+    engine, package, room = "SGLang", "sglang", 7
     """`max_req_input_len` is the context less 6 (sglang 0.5.23, `TpWorker.get_worker_info`), and an input has to be shorter than that."""
 
     def __init__(
@@ -59,7 +59,14 @@ class SGLangExtrapolate(EngineModel, SGLangLM):
             )
         given = options.pop("json_model_override_args", None) or {}
         self._given: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given)
-        max_length = max_length or options.pop("max_model_len", None) or options.pop("context_length", None)
+        kind, _, number = str(options.pop("device", None) or "cuda").partition(
+            ":"
+        )  # lm_eval's default is cuda:0, and SGLang's word is cuda
+        if kind != "cuda":
+            raise ModelError(f"device={kind}: lm_eval runs SGLang on CUDA alone")
+        options |= {"device": kind, **({"base_gpu_id": int(number)} if number not in ("", "0") else {})}
+        for other in ("max_model_len", "context_length"):
+            max_length = options.pop(other, max_length)
         options.update({key: self._given.pop(key) for key in ("rope_parameters", "rope_scaling") if key in self._given})
         name = self._prepare(pretrained, options, trained_length=trained_length, max_length=max_length, extend=extend)
         tokenizer = load_tokenizer(options.get("tokenizer_path") or pretrained, self._source)

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from lm_eval.api.model import LM
+
 from harness_ext.cells import Unmeasured
 from harness_ext.errors import ModelError
 from harness_ext.model_view import first_line, resolve
@@ -52,7 +54,7 @@ try:
         from lm_eval.models import vllm_causallms
     VLLM: Any = vllm_causallms.VLLM
 except ImportError as error:  # then the class can be named, and says so when it is made
-    MISSING, VLLM = first_line(error), object
+    MISSING, VLLM = first_line(error), LM
 
 
 class Unstarted:
@@ -88,7 +90,8 @@ class VLLMExtrapolate(EngineModel, VLLM):
         given = options.pop("hf_overrides", None) or {}
         if not isinstance(given, dict):
             raise ModelError(f"hf_overrides: found {given!r}; expected a mapping of the config's fields")
-        max_length = max_length or options.pop("max_model_len", None)
+        if "max_model_len" in options:
+            max_length = options.pop("max_model_len")
         options.update({key: given.pop(key) for key in ("rope_parameters", "rope_scaling") if key in given})
         name = self._prepare(pretrained, options, trained_length=trained_length, max_length=max_length, extend=extend)
         self._given = given
