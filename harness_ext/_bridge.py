@@ -149,7 +149,7 @@ def prepare_command_line(module: ModuleType) -> None:
             )
         for task in ours:
             for loaded in manager.load([task])["tasks"].values():  # each checks its fields, its haystack and what --metadata says
-                if str(self.model).startswith("hf") and not self.apply_chat_template:
+                if str(self.model).startswith(("hf", "vllm-", "sglang-")) and not self.apply_chat_template:
                     loaded.check({**(self.model_args or {}), **(self.metadata or {})})
         return manager
 
