@@ -25,6 +25,8 @@ EXTENSIONS = {
 }
 SMOLLM2 = "SmolLM2-135M-Instruct"
 LONG = {"lengths": [512, 1024, 2048, 4096, 8192, 12288], "samples": 4, "depths": 3}
+FAR = {"multiples": [1, 2, 4, 8, 16, 32, 64, 128], "arms": ["stretched", "shifted"], "samples": 10}
+NEAR = {"multiples": [1, 1.5], "arms": ["long", "stretched", "packed", "shifted"], "samples": 4, "depths": 3}
 EXTENDED = {"lengths": [4096, 12288], "samples": 3, "depths": 3}
 
 
@@ -33,10 +35,13 @@ def list_runs() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     for model in MODELS:
         yield model, f"pretrained=reference/{model}", SWEEP, {"controls": True}
         yield f"{model}-loss", f"pretrained=reference/{model}", "loss_extrapolate", {}
+        yield f"{model}-why", f"pretrained=reference/{model}", "extrapolate_why", {}
     for model, methods in EXTENSIONS.items():
         for method in methods:
             yield f"{model}-{method}", f"pretrained=reference/{model},extend={method}", SWEEP, {}
     yield SMOLLM2, f"pretrained={SMOLLM2},dtype=float32", "passkey_extrapolate,niah_single_extrapolate", LONG
+    yield f"{SMOLLM2}-far", f"pretrained={SMOLLM2},dtype=float32", "extrapolate_why", FAR
+    yield f"{SMOLLM2}-why", f"pretrained={SMOLLM2},dtype=float32", "extrapolate_why", NEAR
     yield f"{SMOLLM2}-yarn", f"pretrained={SMOLLM2},dtype=float32,extend=yarn", "passkey_extrapolate", EXTENDED
 
 

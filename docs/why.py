@@ -1,6 +1,6 @@
 """Why a transformer cannot simply be run on longer inputs, by measurement: `python docs/why.py` writes docs/why.md and docs/why.svg.
 
-Reads results/schemes, which benchmarks/schemes.py writes; loads no model. Every number and every verdict on the page is computed
+Reads results/schemes, which benchmarks/schemes.py writes, and the records of the arms; loads no model. Every number and every verdict on the page is computed
 from those files: why_verdicts.py holds the rules, why_claims.py the claims and their checks, why_tables.py how things are shown.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+from why_arms import Experiment, draw_arms, read_experiments, write_arms
 from why_claims import CLAIMS, Claim
 from why_tables import Evidence, join, read_evidence, say_results, show_findings
 from why_verdicts import MODELS, RULES, Check, Finding, conclude, count_tests, find_smallest, judge_outcome, judge_running
@@ -42,6 +43,14 @@ LIMITS = """\
 - Prompts of one sample share their haystack and their value over depths and lengths. Tests and intervals take them as independent,
   so p-values are too small and intervals too narrow by what such prompts have in common.
 - An answer that is missed by one token counts as missed."""
+ANGLES = (
+    "### What RoPE saw",
+    """\
+A rotary pair of the wavelength λ has shown the weights its whole circle if λ ≤ T, and an arc of it otherwise; only the latter can meet an angle that training never showed
+([angles.md](angles.md), `harness-ext inspect MODEL`). The fewer new angles, the less is lost, with one exception: linear interpolation shows none and fails all the same, since it divides the
+pairs that turn as well. New angles are one cause of what is lost, frequencies that were never trained are another.""",
+    "![New angles by pair and override, against measured scores](angles.svg)",
+)
 COMMANDS = """\
 ```
 python benchmarks/schemes.py     # the runs and the facts: results/schemes
@@ -49,7 +58,7 @@ python docs/why.py               # this page and its figure
 ```"""
 
 
-def write_page(evidence: Evidence) -> str:
+def write_page(evidence: Evidence, experiments: Sequence[Experiment] = ()) -> str:
     """The page, as Markdown."""
     judged = [(claim, [check(evidence) for check in claim.checks]) for claim in CLAIMS]
     sections = [part for number, (claim, checks) in enumerate(judged, 1) for part in write_section(number, claim, checks, evidence)]
@@ -65,6 +74,8 @@ def write_page(evidence: Evidence) -> str:
         "![Exact matches of the eight models against length, one panel a task](why.svg)",
         "At each multiple the models stand side by side. × marks the last length that a position table has positions for.",
         *sections,
+        *(write_arms(experiments) if experiments else ()),
+        *(ANGLES if experiments else ()),
         "## Claims and verdicts",
         lay_out(["", "claim", "verdict", "what the models did", "shown by"], summary),
         *("## Limits", LIMITS, "## Made by", COMMANDS),
@@ -216,8 +227,10 @@ def ends_after(finding: Finding, tokens: int) -> bool:
 
 def main(results: Path = RESULTS, docs: Path = Path(__file__).parent) -> None:
     """Writes the page and its figure."""
-    evidence = read_evidence(results)
-    (docs / "why.md").write_text(write_page(evidence), encoding="utf-8")
+    evidence, experiments = read_evidence(results), read_experiments(results.parent)
+    (docs / "why.md").write_text(write_page(evidence, experiments), encoding="utf-8")
+    if experiments:
+        draw_arms([one for one in experiments if one.curve.points]).save(docs / "why-arms.svg")
     if evidence.multiples:
         draw(evidence).save(docs / "why.svg")
 

@@ -144,7 +144,8 @@ def test_stretching_keeps_spans_whole_and_ends_at_the_length(gaps: list[tuple[in
     depths = sorted(data.draw(st.lists(st.floats(0, 1), min_size=len(kept) - 2, max_size=len(kept) - 2)))
     tokens = kept[-1][1]
     positions = list_positions(stretch(kept, depths, tokens + more), tokens)
-    assert positions[-1] == tokens + more - 1 and positions[0] == 0
+    assert positions[-1] == tokens + more - 1
+    assert positions[0] == 0
     assert (np.diff(positions) >= 1).all()
     for start, stop in kept:
         assert (np.diff(positions[start:stop]) == 1).all()
@@ -160,7 +161,8 @@ def test_packing_keeps_spans_whole_and_ends_at_the_trained_length(gaps: list[tup
     whole = sum(stop - start for start, stop in kept)
     room = min(room, at - whole)
     positions = list_positions(pack(kept, whole + room), at)
-    assert positions[0] == 0 and positions[-1] == whole + room - 1
+    assert positions[0] == 0
+    assert positions[-1] == whole + room - 1
     assert set(np.diff(positions)) <= {0, 1}
     for start, stop in kept:
         assert (np.diff(positions[start:stop]) == 1).all()
@@ -199,7 +201,8 @@ def test_a_table_can_be_packed_past_its_end_and_neither_stretched_nor_shifted() 
     cannot = bench([end], Placing(outcome="measured", reason="", past_end="RuntimeError: its mask ends too"))
     assert "packed" not in arms_of(cannot, plan)
     left = {(one.arm, one.length): one for one in list_left_out(plan, ARMS, TRAINED, cannot.refuse)}
-    assert left["packed", None].outcome == "not_admitted" and "mask ends" in left["packed", None].reason
+    assert left["packed", None].outcome == "not_admitted"
+    assert "mask ends" in left["packed", None].reason
     assert left["stretched", 2 * TRAINED].outcome == "hard_limit"
 
 
@@ -207,7 +210,8 @@ def test_a_limit_of_tokens_leaves_the_short_arms_alone() -> None:
     wall = Limit(tokens=TRAINED, outcome="backend_limit", reason="max_length")
     found = arms_of(bench([wall]), lengths(1, 2, 128, outcome="backend_limit"))
     assert found["stretched"] == found["shifted"] == {1, 2, 128}
-    assert "packed" not in found and found["emptied"] == {1}
+    assert "packed" not in found
+    assert found["emptied"] == {1}
 
 
 @pytest.mark.parametrize("outcome", ["not_admitted", "no_positions"])

@@ -30,7 +30,8 @@ def test_tokens_at_their_own_index_are_their_ids(ids: list[int]) -> None:
 def test_a_part_is_read_where_it_stands_in_the_whole() -> None:
     numbers = join([5, 6, 7, 8], np.array([0, 1, 9, 10]))
     found = read_positions(numbers[None, 2:], 2)
-    assert found is not None and found.tolist() == [[9, 10]]
+    assert found is not None
+    assert found.tolist() == [[9, 10]]
     assert read_positions(numbers[None, :2], 0) is None
 
 
@@ -43,5 +44,7 @@ def test_a_tree_shares_what_has_the_same_tokens_at_the_same_positions_and_no_mor
 @given(st.integers(1, 50), st.integers(1, 7), st.integers(1, 7))
 def test_squeezed_positions_never_decrease_and_fill_their_room(tokens: int, room: int, rest: int) -> None:
     positions = list_positions([(0, 3, 0, room, room + rest)], tokens)
-    assert (np.diff(positions) >= 0).all() and (np.diff(positions) <= 1).all()
-    assert positions[0] == 3 and positions[-1] == 3 + (tokens - 1) * room // (room + rest)
+    assert (np.diff(positions) >= 0).all()
+    assert (np.diff(positions) <= 1).all()
+    assert positions[0] == 3
+    assert positions[-1] == 3 + (tokens - 1) * room // (room + rest)

@@ -71,7 +71,8 @@ def check(cause: Cause, planted: dict[str, float]) -> None:
     assert found.keys() == planted.keys(), cause.reason
     for name, share in planted.items():
         effect = found[name]  # type: ignore[index]
-        assert effect.lower is not None and effect.upper is not None
+        assert effect.lower is not None
+        assert effect.upper is not None
         assert effect.lower - 1e-9 <= share <= effect.upper + 1e-9, (name, share, effect)
     lost = next(loss for loss in cause.losses if loss.arm == "long")
     assert sum(effect.value for effect in cause.effects) == pytest.approx(lost.value)
@@ -115,3 +116,13 @@ def test_two_planted_causes_share_what_is_lost_as_the_definition_says(evaluate: 
     for cause in explain(evaluate, tmp_path, sees).values():
         both = new * many  # of which positions come first in one order of three, and number in two
         check(cause, {"positions": new - 2 / 3 * both, "number": many - 1 / 3 * both, "content": 0.0})
+
+
+def test_a_word_over_and_over_that_does_harm_of_its_own_is_no_empty_filler(evaluate: Any, tmp_path: Path) -> None:
+    def sees(prompt: str, tokens: int, span: int, distance: int) -> bool:
+        lost = 0.2 if tokens > TRAINED else 0.0
+        return chance(prompt, "number") >= (0.8 if "and and and" in prompt and tokens > TRAINED else lost)
+
+    for cause in explain(evaluate, tmp_path, sees).values():
+        check(cause, {"positions": 0.0, "number_and_content": 0.2})
+        assert "no empty filler" in cause.reason

@@ -155,7 +155,7 @@ def _explain(scores: Scores, points: Sequence[ArmPoint], length: int, became: st
         point.arm: point.outcome for point in points if point.length == length and point.outcome != "measured"
     }
     known = _add_implied(losses, left_out)
-    faults = dict(find_faults(scores, trained))
+    faults = {**dict(find_faults(scores, trained)), **dict(find_harm(known))}
     usable = {arm: loss for arm, loss in known.items() if BASES.get(arm, arm) not in faults}
     shares = share_out(usable) if "long" in usable else {}
     missing = {
@@ -168,7 +168,7 @@ def _explain(scores: Scores, points: Sequence[ArmPoint], length: int, became: st
         multiple=length / trained,
         losses=[_measure(arm, loss) for arm, loss in losses.items()],
         effects=[_sum_up(cause, parts) for cause, parts in shares.items()],
-        reason="" if len(shares) == 3 else "; ".join(f"{arm}: {why}" for arm, why in _order_missing(missing)),
+        reason="" if len(shares) == 3 else _say_missing(missing),
     )
 
 
@@ -194,9 +194,29 @@ def find_faults(scores: Scores, trained: int) -> Iterator[tuple[Arm, str]]:
             yield arm, f"{score[0]:.2f} of the answers are right at the trained length already, less than {FAILS_BELOW}"
 
 
-def _order_missing(missing: Mapping[Arm, str]) -> list[tuple[Arm, str]]:
-    """Without the plain prompt nothing else matters."""
-    return [("long", missing["long"])] if "long" in missing else [*missing.items()]
+def find_harm(losses: Mapping[Arm, Floats]) -> Iterator[tuple[Arm, str]]:
+    """The emptied arms, where a filler that says nothing loses more than one that says something: then it is not empty to this model."""
+    pairs: tuple[tuple[Arm, Arm], ...] = (("emptied", "long"), ("packed_emptied", "packed"))
+    for emptied, plain in pairs:
+        if emptied in losses and plain in losses:
+            more = losses[emptied] - losses[plain]
+            low, high = find_ends(more)
+            if low is not None and high is not None and low > 0:
+                points = f"{_points(float(more[0]))} [{_points(low)}, {_points(high)}]"
+                yield (
+                    "emptied",
+                    f"one word over and over loses {points} points more than text does, so it is no empty filler to this model",
+                )
+                return
+
+
+def _say_missing(missing: Mapping[Arm, str]) -> str:
+    """Each reason once, with its arms; without the plain prompt nothing else matters."""
+    found: dict[str, list[str]] = {}
+    for arm, why in missing.items():
+        if "long" not in missing or arm == "long":
+            found.setdefault(why, []).append(arm)
+    return "; ".join(f"{', '.join(arms)}: {why}" for why, arms in found.items())
 
 
 def _sum_up(cause: CauseName, parts: Floats) -> Effect:
