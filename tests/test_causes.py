@@ -224,6 +224,14 @@ def test_a_model_that_fails_in_its_window_has_no_causes_and_one_whose_short_prom
     assert "stretched: 0.00 of the answers are right at the trained length already" in no_short.reason
 
 
+def test_one_word_over_and_over_that_does_harm_is_no_empty_filler() -> None:
+    chance = plant(lambda far, many, says: 0.9 if many <= 1 else 0.7)
+    harmed = at(make_curve(answer(chance | {("emptied", 2): 0.1}, samples=20)), 2)
+    assert [effect.cause for effect in harmed.effects] == ["positions", "number_and_content"]
+    assert "so it is no empty filler to this model" in harmed.reason
+    assert [effect.cause for effect in at(make_curve(answer(chance, samples=20)), 2).effects] == ["positions", "number", "content"]
+
+
 def test_a_loss_that_may_be_chance_is_no_loss_to_explain() -> None:
     assert "nothing is lost that could be told from chance" in say_cause(
         at(make_curve(answer(plant(lambda far, many, says: 0.9))), 2)
@@ -387,7 +395,7 @@ def test_effects_intervals_hold_the_planted_effect_whether_arms_answer_alike_or_
         place: np.mean([draw_effects(rng, *place) for _ in range(100)])
         for place in itertools.product((5, 10, 20), (0.0, 1.0, 2.0), (0.0, 0.5, 1.0))
     }
-    print({place: round(float(share), 3) for place, share in held.items()}, np.mean(list(held.values())))
+
     assert 0.94 <= np.mean(list(held.values())) <= 0.98
     assert min(held.values()) > 0.88
 

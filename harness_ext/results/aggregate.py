@@ -157,7 +157,7 @@ def draw_arms(cells: Iterable[Cell]) -> Scores:
     if not groups:
         return {}
     answers = tabulate(list(groups.values()))
-    draws = draw_scores(answers)
+    draws = draw_scores(answers, own=1)
     columns = np.column_stack([answers.scores, draws] if np.isfinite(draws).all() else [answers.scores])
     return dict(zip(groups, columns, strict=True))
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from harness_ext.results.aggregate import make_cell, make_curve
+from harness_ext.results.causes import PAST_ONLY
 from harness_ext.results.identity import hash_prompts, identify_cell, identify_override, identify_run
 from harness_ext.results.records import Cell, PublishedRun, Run, Task
 from harness_ext.results.store import (
@@ -180,7 +181,7 @@ def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
     if cell.outcome == "measured" and not cell.prompts:
         yield "measured without a prompt; expected prompts, or another outcome"
     hard = run.model_info.hard_limit
-    if hard and run.override.method == "none" and any(prompt.prompt_tokens > hard for prompt in cell.prompts):
+    if hard and run.override.method == "none" and _find_span(cell) > hard:
         yield f"measured at {cell.length} tokens, and the model ends at {hard}; expected outcome `hard_limit`"
     expected_id = identify_cell(run.evaluation_id, cell.evaluation_name, cell.control, cell.length, cell.depth)
     yield from _compare("evaluation_result_id", cell.evaluation_result_id, expected_id)
@@ -203,6 +204,13 @@ def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
         return
     if cell != expected:  # else nothing has to be looked for
         yield from _compare("", msgspec.to_builtins(cell), msgspec.to_builtins(expected))
+
+
+def _find_span(cell: Cell) -> int:
+    """The positions that a cell's prompts reach over: a packed one's end with the trained length, a short one's are the sweep's."""
+    if cell.control in PAST_ONLY or not cell.prompts:
+        return 0
+    return cell.length if cell.control in ("stretched", "shifted") else max(prompt.prompt_tokens for prompt in cell.prompts)
 
 
 def _audit_task(task: Task, cells: list[Cell]) -> Iterator[str]:

@@ -103,7 +103,7 @@ def list_intervals(answers: Answers) -> list[tuple[float, float] | None]:
     return [wilson(score * size, size) if size > 0 else None for score, size in pairs]
 
 
-def draw_scores(answers: Answers) -> Floats:
+def draw_scores(answers: Answers, own: float = 0.0) -> Floats:
     """(lengths, `DRAWS`): what the true scores may be, jointly; NaN where a length has no interval.
 
     A bootstrap clustered by haystack, with normal multipliers: each draw weighs the haystacks' residuals with one normal number
@@ -114,6 +114,10 @@ def draw_scores(answers: Answers) -> Floats:
     length's draws have the ends of its interval as their quantiles, also where all answers are right.
 
     The numbers are the same for every curve of as many haystacks (seeded by a hash), so equal answers have equal draws.
+
+    `own`: prompts that a score's standard error has of its own, whatever the others are. Two groups with the same answers would
+    else have a difference of 0 without doubt; so many prompts may have come out otherwise in each (as Agresti and Min 2005, "Simple
+    improved confidence intervals for comparing matched proportions", Statistics in Medicine 24(5), add some to either side).
     """
     residuals = answers.residuals
     lengths = np.sqrt((residuals**2).sum(1))
@@ -123,6 +127,10 @@ def draw_scores(answers: Answers) -> Floats:
     if alike.any():  # no haystack differs from another: nothing in common with other lengths can be seen
         z[alike] = _draw_normal("lengths", len(lengths))[alike]
     n = size_effectively(answers)[:, None]
+    if own:
+        variances = answers.scores * (1 - answers.scores) / n[:, 0]
+        apart = np.minimum(1.0, (own / answers.asked.sum((1, 2))) ** 2 / np.where(alike, 1, variances))[:, None]
+        z = np.where(alike[:, None], z, np.sqrt(1 - apart) * z + np.sqrt(apart) * _draw_normal("lengths", len(lengths)))
     right = answers.scores[:, None] * n
     square = z * z
     return np.asarray((right + square / 2 + z * np.sqrt(right * (n - right) / n + square / 4)) / (n + square))
