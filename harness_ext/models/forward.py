@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -86,7 +87,7 @@ class Run:
 
     `sequences`: the tokens of each request (`placement`: with their positions); the last one is scored, or generated from, and never read. `make`: a fresh state, or
     None for a model that can go on from nothing: then every step is read whole. `progress`: told (start, stop, rows) of each
-    chunk that was read.
+    chunk that was read. `watch`: around each forward, given what of it is scored, (position, row, sequence, …), its first position and tokens.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Run:
         make: Callable[[], State] | None,
         chunk: int,
         progress: Callable[[int, int, int], None] = lambda start, stop, rows: None,
+        watch: Callable[[np.ndarray, int, int], contextlib.AbstractContextManager[None]] | None = None,
     ) -> None:
         self.forward, self.make, self.chunk, self.progress = forward, make, chunk, progress
+        self.watch = watch or (lambda places, start, tokens: contextlib.nullcontext())
         self.sequences = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         self.done = 0
         """Position up to which the last step was read."""
@@ -236,12 +239,13 @@ class Run:
                 read = self.sequences[sequence][:-1][start:end]
                 tokens[row, : len(read)] = read
             positions = placement.read_positions(tokens, start)
-            logits = self.forward(
-                torch.from_numpy(placement.read_ids(tokens)),
-                state,
-                (columns - start).tolist(),
-                None if positions is None else torch.from_numpy(positions),
-            )
+            with self.watch(part, start, end - start):
+                logits = self.forward(
+                    torch.from_numpy(placement.read_ids(tokens)),
+                    state,
+                    (columns - start).tolist(),
+                    None if positions is None else torch.from_numpy(positions),
+                )
             if len(part):
                 self._score(logits, which, part)
             self.done = max(self.done, end)

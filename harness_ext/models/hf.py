@@ -43,6 +43,7 @@ from harness_ext.models.progress import find_even_position
 from harness_ext.models.ranks import ALONE, Ranks, add_up
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
+from harness_ext.models.watching import Seen, Watcher, describe
 from harness_ext.token_count import TokenCount
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ class HFExtrapolate(HFLM):
         self._ranks = Ranks(self.rank, self.world_size)
         if not exact and self.backend == "causal":
             pieces.install(self.model)
+        self._watcher = Watcher(self.model)
         self._memory = Memory(self.device)
         self._reader = Reader(
             Forward(self.model, self.device, self.mixed_precision_dtype),
@@ -162,11 +164,16 @@ class HFExtrapolate(HFLM):
     # ------------------------------------------------------------------ extension
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, and the
-        tokens asked and computed."""
+        """HFLM's, for the results file, what was in effect (read from the modules, before and after), what the run was made with, the
+        tokens asked and computed, and what was attended to where tasks ask for that."""
         made_with = provenance.describe(self.model, self.config, self.device, self._weights)
-        reading = add_up(self._ranks.readings or [self._reader.describe()])
-        return {**super().get_model_info(), **made_with, "override": self._describe_override(), "reading": reading}
+        readings, seen = zip(*(self._ranks.readings or [self._tell()]), strict=True)
+        found = {"override": self._describe_override(), "reading": add_up(readings), **describe(seen)}
+        return {**super().get_model_info(), **made_with, **found}
+
+    def _tell(self) -> tuple[dict[str, Any], Seen]:
+        """What this process has read and seen so far."""
+        return self._reader.describe(), self._watcher.seen
 
     def _describe_override(self) -> dict[str, Any]:
         return self._extension.describe() if self._extension else {"method": "none", "before": read_effect(self.model), "after": {}}
@@ -201,6 +208,7 @@ class HFExtrapolate(HFLM):
     def evaluating(self) -> Iterator[None]:
         """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from."""
         self._journals = []
+        self._watcher.forget()
         try:
             with keeping(self._journals):
                 yield
@@ -238,7 +246,8 @@ class HFExtrapolate(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """HFLM's. Raises ModelError where a prompt of a task that knows no outcomes did not fit into memory."""
-        answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        with self._watcher.asking(requests):
+            answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return [check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def loglikelihood_at(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
@@ -256,7 +265,8 @@ class HFExtrapolate(HFLM):
             prompts.append(placement.join([*before, *after], positions).tolist())
             starts.append(len(before))
             spans.append(int(positions.max()) + 1)
-        answers = self._score(prompts, starts, spans, "loglikelihood_at", disable_tqdm=disable_tqdm)
+        with self._watcher.asking(requests):
+            answers = self._score(prompts, starts, spans, "loglikelihood_at", disable_tqdm=disable_tqdm)
         return [check_understood(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def find_placing(self) -> Placing:
@@ -300,6 +310,7 @@ class HFExtrapolate(HFLM):
         """The answer to each sequence from its token `starts` on; `spans`: positions up to its last token's."""
         ranks = self._ranks if self._knows_outcomes else ALONE  # a text's windows are summed up by the process that has the text
         prompts: list[tuple[Any, int, int]] = ranks.gather([*zip(map(np.asarray, sequences), starts, spans, strict=True)])
+        watched = ranks.gather(self._watcher.asked or [None] * len(sequences))
         sequences, starts, spans = zip(*prompts, strict=True)
         # A continuation's last token is scored, but never goes in; a model of n positions can run n + 1 tokens.
         longest = max(spans)
@@ -321,10 +332,11 @@ class HFExtrapolate(HFLM):
                     bar,
                     write=functools.partial(_keep_measured, keep),
                     known={index: (answer[0], bool(answer[1])) for index, answer in known.items()},
+                    watch=self._watcher.watch(watched, group, starts),
                 )
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
-        return ranks.own(self._memory.settle(list(map(len, sequences)), ranks.collect(answers, self._reader.describe())))
+        return ranks.own(self._memory.settle(list(map(len, sequences)), ranks.collect(answers, self._tell())))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """HFLM's, in windows of the user's `max_length` or the trained length, whatever other tasks of the run have asked for.
@@ -363,7 +375,7 @@ class HFExtrapolate(HFLM):
                 )
             for index, answer in zip(group, found, strict=True):
                 answers[index] = answer
-        settled = self._ranks.own(self._memory.settle(sizes, self._ranks.collect(answers, self._reader.describe())))
+        settled = self._ranks.own(self._memory.settle(sizes, self._ranks.collect(answers, self._tell())))
         return [check_understood(request, answer) for request, answer in zip(own, settled, strict=True)]
 
     def _can_generate(self, longest: int) -> bool:

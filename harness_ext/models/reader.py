@@ -17,6 +17,7 @@ from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
 from harness_ext.models.self_check import Finding, check_generation, find_reach, find_state
 from harness_ext.models.state import State
+from harness_ext.models.watching import Reading
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +121,14 @@ class Reader:
         bar: TokenBar,
         write: Callable[[dict[int, Answer]], None] = lambda answers: None,
         known: Mapping[int, Answer] | None = None,
+        watch: Reading | None = None,
     ) -> list[Answer]:
         """The answer to each of `sequences`, which have the last tokens that the schedule has not; `known`: those that are there already.
 
         `write` is given those that have come, by sequence, each once. It waits for the device, so it is called only every
-        `FLUSH` seconds and at the end.
+        `FLUSH` seconds and at the end. `watch`: as `Run`'s.
         """
-        run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update)
+        run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
         answers: dict[int, Answer] = dict(known or {})
         steps = prefix_tree.leave_out(schedule, answers)
         unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(steps, len(sequences))]

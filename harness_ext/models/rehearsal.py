@@ -111,7 +111,13 @@ class Rehearsal(Reader):
         return super().open_bar(name, schedules, quiet=True, answers=answers)
 
     def score(
-        self, sequences: Sequence[Sequence[int]], schedule: Schedule, bar: TokenBar, write: Any = None, known: Any = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        schedule: Schedule,
+        bar: TokenBar,
+        write: Any = None,
+        known: Any = None,
+        watch: Any = None,
     ) -> list[Answer]:
         """Answers that mean nothing: the steps are taken, without the model."""
         run = _Unscored(self.notes.forward, sequences, self._make(schedule.longest), self.chunk)

@@ -36,6 +36,8 @@ SHORT = frozenset({"stretched", "shifted"})
 PACKED = frozenset({"packed", "packed_emptied"})
 """Of the trained length's positions."""
 PLACED = SHORT | PACKED
+WATCHED = frozenset({"long", "stretched", "packed", "emptied"})
+"""Of which it is looked at what the question attends to, where a task asks for that."""
 FEW = 64
 """Tokens of filler in a short prompt."""
 EMPTY = "and"
@@ -187,6 +189,12 @@ def locate(frame: Frame, context: str, answer: str, body: str, document: Documen
     shared = (_count_common(frame.view.encode(context[:border]), ids) for border in borders)
     marks = [0, *itertools.accumulate(shared, max), len(ids)]
     return ids, list(zip(marks[::2], marks[1::2], strict=True))
+
+
+def find_asked(context: str, document: Document, values: Sequence[str], kept: Sequence[Span]) -> list[Span]:
+    """Those of the spans that `locate` found that are needles with one of `values`."""
+    needles = sorted(document.needles, key=context.index)
+    return [span for needle, span in zip(needles, kept[1:-1], strict=True) if any(value in needle for value in values)]
 
 
 def _count_common(one: Sequence[int], other: Sequence[int]) -> int:

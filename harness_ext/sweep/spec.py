@@ -15,7 +15,7 @@ from harness_ext.sweep.values import parse_kind
 
 HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
-RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls", "arms")
+RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls", "arms", "attention")
 """Fields that `--metadata` may change for one run, in the tasks that have them."""
 ARMS = ("long", "stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors")
 """Of an experiment on why a score falls; see `arms`."""
@@ -71,6 +71,8 @@ class TaskSpec:
     """Whether prompts are run beside the sweep that its scores are to be held against; see `controls`."""
     arms: tuple[str, ...] = ()
     """Arms of the experiment on why the score falls, in place of the sweep, which is `long` among them; see `arms`."""
+    attention: bool = False
+    """Whether it is looked at what the question attends to, where the model can tell; see `arms.WATCHED`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +108,7 @@ def parse_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, 
 def parse_loss_spec(config: Mapping[str, Any], *, file: str, overrides: Mapping[str, Any]) -> LossSpec:
     """As `parse_spec`, of a task that scores running text."""
     spec = LossSpec(**_read_fields(LossSpec, ("task",), config, file, overrides))
-    for field in ("controls", "arms"):
+    for field in ("controls", "arms", "attention"):
         if overrides.get(field):
             raise TaskFileError(
                 f"metadata: field {field!r}: found {overrides[field]!r}, but {spec.task} hides nothing; leave it out"
@@ -164,10 +166,11 @@ def _check_together(spec: TaskSpec, file: str) -> None:
         raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since every_depth is true")
     if spec.keys > 1 and "{key}" not in spec.needle:
         raise TaskFileError(f"{file}: field 'needle': found no {{key}}; expected one, since keys is {spec.keys}")
-    if spec.arms and spec.output_type != "loglikelihood":
-        raise TaskFileError(
-            f"{file}: field 'arms': found {list(spec.arms)} where answers are generated; expected a task that is scored"
-        )
+    for field, found in (("arms", list(spec.arms)), ("attention", spec.attention)):
+        if found and spec.output_type != "loglikelihood":
+            raise TaskFileError(
+                f"{file}: field {field!r}: found {found} where answers are generated; expected a task that is scored"
+            )
     if "{key}" in spec.needle and "{key}" not in spec.question:
         raise TaskFileError(f"{file}: field 'question': found no {{key}}; expected one, since the needle has one")
 
@@ -274,6 +277,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "score": _one_of("retrieval", "copy"),
     "controls": _boolean,
     "arms": _arms,
+    "attention": _boolean,
 }
 _EXPECTED = {
     "task": "the task's name",
@@ -299,6 +303,7 @@ _EXPECTED = {
     "score": "retrieval or copy",
     "controls": "true or false",
     "arms": f"true for all, or some of {', '.join(ARMS)}",
+    "attention": "true or false",
 }
 
 

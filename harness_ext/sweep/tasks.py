@@ -12,7 +12,7 @@ from typing import Any
 from harness_ext.cells import Length, Placing, Unmeasured
 from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.arms import PACKED, PLACED, ArmPrompts, Bench, LeftOut, add_arms, list_left_out, locate
+from harness_ext.sweep.arms import PACKED, PLACED, WATCHED, ArmPrompts, Bench, LeftOut, add_arms, find_asked, list_left_out, locate
 from harness_ext.sweep.controls import Cell, add_controls, build, describe, find_short
 from harness_ext.sweep.fingerprint import fingerprint
 from harness_ext.sweep.frame import Frame
@@ -127,8 +127,14 @@ class ExtrapolateTask(SweepTask):
                 "answer": document.answer,
             }
             metadata = (self.spec.task, doc_id, 1)
-            if cell.control in PLACED:
+            arm = cell.control or "long"
+            watched = self.spec.attention and arm in WATCHED
+            if watched or arm in PLACED:
                 ids, kept = locate(prompts.frame, *arguments, fitted.body, document)
+            if watched:
+                needle = find_asked(arguments[0], document, doc["values"], kept)
+                doc["watch"] = {"arm": arm, "length": cell.length.tokens, "needle": needle, "question": kept[-1][0]}
+            if arm in PLACED:
                 doc["positions"] = arms.place(cell, ids, kept, sorted(document.depths))
                 doc["prompt_fingerprint"] = fingerprint(
                     ids, {"answer": len(ids) - doc["answer_tokens"], "positions": doc["positions"]}

@@ -27,6 +27,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RECURRENT = ("transformer-xl", "memformer")
 ROWS = 512
@@ -98,9 +99,14 @@ class Attention(nn.Module):
         """(batch, tokens, width) → (batch, heads, tokens, head_dim)."""
         return x.reshape(*x.shape[:-1], self.heads, self.width).transpose(1, 2)
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, scaling: float | None = None) -> Tensor:
+        """(batch, tokens, heads, head_dim), from states (batch, heads, tokens, head_dim), causally without a mask (batch or 1, heads or 1, queries, keys)."""
+        seen: Tensor = ALL_ATTENTION_FUNCTIONS["sdpa"](self, query, key, value, mask, scaling=scaling)[0]
+        return seen
+
     def join(self, x: Tensor) -> Tensor:
-        """(batch, heads, tokens, head_dim) → (batch, tokens, width), through the output projection."""
-        joined: Tensor = self.o_proj(x.transpose(1, 2).flatten(2))
+        """(batch, tokens, heads, head_dim) → (batch, tokens, width), through the output projection."""
+        joined: Tensor = self.o_proj(x.flatten(2))
         return joined
 
     def term(self, query: Tensor, distance: Tensor) -> Tensor | None:
@@ -114,7 +120,7 @@ class Attention(nn.Module):
             key, value = past.update(key, value, self.layer)
         tokens, keys = query.shape[2], key.shape[2]
         if real is None and tokens == keys and type(self).term is Attention.term:
-            return self.join(F.scaled_dot_product_attention(query, key, value, is_causal=True))
+            return self.join(self.attend(query, key, value))
         order = torch.arange(keys, device=x.device)
         rows = []
         for start in range(0, tokens, ROWS):
@@ -126,8 +132,8 @@ class Attention(nn.Module):
             distance = (positions[:, block, None] - positions[:, None, seen]).clamp(min=0)
             term = self.term(part, distance)
             mask = allowed if term is None else torch.where(allowed, term, torch.finfo(x.dtype).min)
-            rows.append(F.scaled_dot_product_attention(part, key[:, :, seen], value[:, :, seen], attn_mask=mask))
-        return self.join(torch.cat(rows, dim=2))
+            rows.append(self.attend(part, key[:, :, seen], value[:, :, seen], mask))
+        return self.join(torch.cat(rows, dim=1))
 
 
 class AlibiAttention(Attention):
@@ -178,7 +184,7 @@ class SegmentAttention(Attention):
         term = (query + position) @ r.transpose(-1, -2) / math.sqrt(self.width)
         term = term.gather(-1, distance.clamp(min=0).expand(*query.shape[:3], -1))
         mask = torch.where(distance >= 0, term, torch.finfo(x.dtype).min)
-        return self.join(F.scaled_dot_product_attention(query + content, key, value, attn_mask=mask))
+        return self.join(self.attend(query + content, key, value, mask))
 
 
 class MemoryAttention(Attention):
@@ -197,7 +203,7 @@ class MemoryAttention(Attention):
         values = F.pad(torch.cat((slot_values, value), dim=2), (0, self.width))
         order = torch.arange(key.shape[2], device=x.device)
         allowed = F.pad(order[-x.shape[1] :, None] >= order[None], (slot_keys.shape[2], 0), value=True)
-        seen = F.scaled_dot_product_attention(both, keys, values, attn_mask=allowed, scale=1 / math.sqrt(self.width))
+        seen = self.attend(both, keys, values, allowed, scaling=1 / math.sqrt(self.width))
         return self.join(seen[..., : self.width])
 
 
