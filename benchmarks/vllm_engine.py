@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # standard output is for the one line
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # `copy_table` goes to the engine's process
 }
