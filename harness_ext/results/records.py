@@ -202,8 +202,11 @@ class Prediction(Record, frozen=True, kw_only=True):
     length: Annotated[Tokens, says("Of the plain prompt.")]
     multiple: Annotated[float, says("Length over trained length.")]
     value: Annotated[Share, says("The predicted score.")]
-    lower: Annotated[Share | None, says("95 %; None with one haystack.")]
-    upper: Annotated[Share | None, says("95 %; None with one haystack.")]
+    lower: Annotated[
+        Share | None,
+        says("95 % of what chance does to the arms' scores; what the formula misses is not in it. None with one haystack."),
+    ]
+    upper: Annotated[Share | None, says("Likewise.")]
     plain_from: Annotated[
         Tokens, says("The longest plain prompt before it that was measured: from its score the prediction goes on.")
     ]

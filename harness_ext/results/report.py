@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import msgspec
 
 from harness_ext.errors import ReportError
 from harness_ext.results import figures, leaderboard
+from harness_ext.results.attention import Attention, draw_attention
 from harness_ext.results.leaderboard import (
     SITE,
     Board,
@@ -39,6 +41,8 @@ class Shown:
     """Its records."""
     source: str
     """Where they were read."""
+    attention: Sequence[Attention] = ()
+    """What questions attended to, by task: lm_eval's results say it, records do not."""
 
 
 def write_report(runs: Sequence[Shown], folder: Path) -> list[Path]:
@@ -51,7 +55,7 @@ def write_report(runs: Sequence[Shown], folder: Path) -> list[Path]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, spec in draw_figures(runs):
+        for name, spec in itertools.chain(draw_figures(runs), draw_attentions(runs)):
             svg, png = folder / f"{name}.svg", folder / f"{name}.png"
             svg.write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
             png.write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
@@ -92,6 +96,18 @@ def draw_figures(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
             if rows := list_cells(own):
                 file = f"{_safe(name)}-depths" + (f"-{number}" if len(having) > 1 else "")
                 yield file, _paint(specs["heat"], WIDTHS["depths"], f"{name}: {label}", (), cells=rows)
+
+
+def draw_attentions(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]:
+    """As `draw_figures`, of what questions attended to: some figures a run and task."""
+    labels = name_runs([shown.published.run for shown in runs])
+    having = [(shown, label) for shown, label in zip(runs, labels, strict=True) if shown.attention]
+    for number, (shown, label) in enumerate(having, 1):
+        for attention in shown.attention:
+            for end, spec, title, rows in draw_attention(attention):
+                file = f"{_safe(attention.task)}-attention{end}" + (f"-{number}" if len(having) > 1 else "")
+                series = [*dict.fromkeys(row["series"] for row in rows)]
+                yield file, _paint(spec, 0, f"{attention.task}: {label}, {title}", series, points=rows)
 
 
 def _list_past(task: Task) -> Iterator[float]:

@@ -190,7 +190,10 @@ def _tell(found: Any) -> Row:
 
 def _say_source(found: Prediction) -> str:
     drawn_on = f"{found.packed_from:,}, drawn on" if found.packed_from < found.length else "as many"
-    return f"from plain prompts of {found.plain_from:,} tokens, stretched ones that far and packed ones of {drawn_on}"
+    return (
+        f"from plain prompts of {found.plain_from:,} tokens, stretched ones that far and packed ones of {drawn_on}; "
+        "the interval is of chance alone, see docs/method.md"
+    )
 
 
 def _say_score(point: Point | ArmPoint | None) -> str:
