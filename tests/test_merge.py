@@ -29,7 +29,7 @@ from harness_ext.shards import Shard
 PARTS = 3
 TASKS = ["passkey_extrapolate", "passkey_extrapolate_generate", "loss_extrapolate"]
 METADATA = {"samples": 3, "depths": 2, "lengths": [128, 256]}
-OF_THE_MOMENT = {"date", "start_time", "end_time", "total_evaluation_time_seconds", "parts"}
+OF_THE_MOMENT = {"git_hash", "date", "start_time", "end_time", "total_evaluation_time_seconds", "parts"}
 
 
 def evaluate(out: Path, *more: str, shard: str = "", exact: bool = True) -> None:
