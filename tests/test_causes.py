@@ -204,7 +204,7 @@ def test_arms_that_are_missing_leave_as_much_told_apart_as_the_others_can(missin
     assert bool(found.reason) == bool(missing)
     assert all(arm in found.reason for arm in missing if "long" not in missing)
     if not told:
-        assert say_cause(found) == f"at 2× not measurable: {found.reason}"
+        assert say_cause(found).startswith(f"at 2× not measurable: {found.reason}")
 
 
 def test_what_an_arm_loses_is_there_where_the_plain_prompts_were_not_run() -> None:
@@ -212,6 +212,7 @@ def test_what_an_arm_loses_is_there_where_the_plain_prompts_were_not_run() -> No
     (loss,) = found.losses
     assert (loss.arm, loss.value) == ("stretched", 1)
     assert found.reason == "long: was not run"
+    assert "a short prompt loses 100 [" in say_cause(found)
 
 
 def test_a_model_that_fails_in_its_window_has_no_causes_and_one_whose_short_prompt_fails_has_no_positions() -> None:

@@ -139,7 +139,7 @@ def test_arms_alone_are_reported_without_a_curve_and_what_they_lose_is_seen(
     write_output(tmp_path, arms={"stretched": far}, swept=False, multiples=(1, 2, 64))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
     printed = capsys.readouterr().out
-    assert "why: at 2× not measurable: long: was not run" in printed
+    assert "why: at 64× not measurable: long: was not run; a short prompt loses 100 [" in " ".join(printed.split())
     assert any(line.split() == ["stretched", "100", "50", "0"] for line in printed.splitlines())
     assert {file.name for file in (tmp_path / "report").iterdir()} == {f"{PASSKEY}-why.svg", f"{PASSKEY}-why.png", "report.html"}
 

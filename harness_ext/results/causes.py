@@ -105,7 +105,9 @@ def say_cause(cause: Cause) -> str:
     """
     at = f"{cause.multiple:.3g}×"
     if not cause.effects:
-        return f"at {at} not measurable: {cause.reason}"
+        alone = next((loss for loss in cause.losses if loss.arm == "stretched"), None)
+        also = f"; a short prompt loses {say_points(alone)} points to unseen positions alone" if alone else ""
+        return f"at {at} not measurable: {cause.reason}{also}"
     lost = next(loss for loss in cause.losses if loss.arm == "long")
     if _may_be_chance(lost):
         return f"at {at} nothing is lost that could be told from chance: {say_points(lost)} points"
@@ -142,7 +144,7 @@ def choose_headline(causes: Sequence[Cause]) -> Cause | None:
     lost = {cause.length: next(loss for loss in cause.losses if loss.arm == "long") for cause in told}
     most = max((loss.value for loss in lost.values()), default=0)
     enough = [cause for cause in told if lost[cause.length].value >= most / 2 and not _may_be_chance(lost[cause.length])]
-    return next(iter([*enough, *reversed(told), *causes]), None)
+    return next(iter([*enough, *reversed(told), *reversed(causes)]), None)
 
 
 def _may_be_chance(loss: Difference) -> bool:
