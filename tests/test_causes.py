@@ -178,6 +178,7 @@ def test_where_positions_do_nothing_by_construction_they_take_nothing() -> None:
     found = at(make_curve(answer(chance, left_out=left_out)), 4)
     shares = effects(found)
     assert shares["positions"] == 0
+    assert "0 (by construction) are due to unseen positions" in say_cause(found)
     assert shares["number"] + shares["content"] == pytest.approx(next(loss.value for loss in found.losses if loss.arm == "long"))
     assert [loss.arm for loss in found.losses] == ["long", "emptied"]
 

@@ -129,7 +129,9 @@ SAID: Mapping[CauseName, str] = {
 
 
 def say_points(found: Difference | Effect) -> str:
-    """`55 [48, 60]`, in points of a hundred."""
+    """`55 [48, 60]`, in points of a hundred; `0 (by construction)` where nothing else can come out."""
+    if found.lower == found.upper == 0:
+        return "0 (by construction)"
     if found.lower is None or found.upper is None:
         return _points(found.value)
     return f"{_points(found.value)} [{_points(found.lower)}, {_points(found.upper)}]"

@@ -366,7 +366,7 @@
     const arms = toRows(why.arms), multiples = [...new Set(arms.filter((arm) => arm.arm !== "predicted").map((arm) => arm.multiple))].sort((a, b) => a - b);
     const heads = [...new Set(why.causes.flatMap((row) => row.effects.map((effect) => effect.cause)))];
     const point = (share) => String(Math.round(100 * share) || 0); // not -0
-    const points = (found) => found ? cell(point(found.value), interval(found.lower, found.upper, point)) : "·";
+    const points = (found) => found ? cell(point(found.value), found.lower === 0 && found.upper === 0 ? "by construction" : interval(found.lower, found.upper, point)) : "·";
     const orders = (row) => row.effects.map((found) => `${found.cause} ${point(found.least)} to ${point(found.most)}`).join(", ");
     const score = (found) => found === undefined ? "·" : found.score === null ? cell(words(found.outcome), "", "unrun") : cell(percent(found.score), interval(found.low, found.high, percent));
     const told = why.causes.filter((row) => row.effects.length), predicted = arms.filter((arm) => arm.arm === "predicted");
