@@ -71,7 +71,10 @@ def ask(count: int, url: str | None, every: float, pids: list[int]) -> float:
         for index in range(count)
     ]
     answered, lines, over = [0], list[tuple[int, list[float]]](), threading.Event()
-    made._resume = lambda *_, **__: ({}, lambda answers: answered.__setitem__(0, answered[0] + len(answers)))  # where answers are kept
+    made._resume = lambda *_, **__: (
+        {},
+        lambda answers: answered.__setitem__(0, answered[0] + len(answers)),
+    )  # where answers are kept
 
     def watch() -> None:
         begun = time.monotonic()

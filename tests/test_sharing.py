@@ -307,6 +307,6 @@ def test_few_logits_are_held_at_a_time(saved: Any, monkeypatch: pytest.MonkeyPat
 
 def test_lm_evals_cache_which_knows_no_override_is_refused(saved: Any, evaluate: Any, tmp_path: Path) -> None:
     model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
-    with pytest.raises(ModelError, match="--use_cache .* leave it out"):
+    with pytest.raises(ModelError, match=r"--use_cache .* leave it out"):
         evaluate(model, ["passkey_extrapolate"], options={"use_cache": str(tmp_path / "answers")}, samples=2)
     assert not list(tmp_path.iterdir())
