@@ -28,7 +28,7 @@ OF_THE_MACHINE = frozenset(
     "total_evaluation_time_seconds pretty_env_info git_hash upper_git_hash".split()
 )
 """Fields of a results file in which parts of one run may differ, or that are looked into in another way."""
-OF_THE_MACHINE_TOO = frozenset("model_args hardware reading batch_sizes device use_cache".split())
+OF_THE_MACHINE_TOO = frozenset("model_args hardware reading attention batch_sizes device use_cache".split())
 """The same, of its `config`."""
 NEEDED = frozenset(
     "results configs versions n-shot higher_is_better n-samples config date task_hashes model_name_sanitized total_evaluation_time_seconds".split()
@@ -36,6 +36,10 @@ NEEDED = frozenset(
 """Fields without which a results file is none of lm_eval's."""
 SHOWN = 3
 """Differences of a part that are named; the rest are counted."""
+LONGEST = 60
+"""Characters of a value that are shown."""
+DIGITS = 4
+"""Of a share of attention, as models write it."""
 SUMMED = ("asked", "computed", "seconds", "resumed")
 """Fields of `config.reading` that are counts."""
 
@@ -181,7 +185,7 @@ def find_strangers(parts: Sequence[Part]) -> Iterator[str]:
     for part, found in zip(parts, facts, strict=True):
         fields = sorted({**facts[model], **found}, key=lambda field: field.endswith(".records"))  # a hash says least
         differences = [
-            f"{field} is {found.get(field, 'nothing')}, and {facts[model].get(field, 'nothing')} there"
+            f"{field} is {_shorten(found.get(field))}, and {_shorten(facts[model].get(field))} there"
             for field in fields
             if found.get(field) != facts[model].get(field)
         ]
@@ -288,6 +292,8 @@ def make_results(parts: Sequence[Part], lines: Mapping[str, Sequence[Line]]) -> 
         whole["config"]["reading"] = {**configs[0]["reading"], **counts, "seconds": round(counts["seconds"], 3)}
     if all(config.get("hardware") for config in configs):
         whole["config"]["hardware"] = join_hardware([config["hardware"] for config in configs])
+    if seen := [config["attention"] for config in configs if config.get("attention")]:
+        whole["config"]["attention"] = join_attention(seen)
     whole["parts"] = [
         {
             "shard": str(part.shard),
@@ -339,6 +345,42 @@ def join_hardware(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return joined
 
 
+def join_attention(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the models of all parts attended to; where one could not say, as it says."""
+    unseen = next((one for one in found if one["outcome"] != "measured"), None)
+    if unseen:
+        return dict(unseen)
+    cells: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for cell in (cell for one in found for cell in one["cells"]):
+        cells.setdefault((cell["task"], cell["arm"], cell["length"]), []).append(cell)
+    return {**found[0], "cells": [pool_attention(cells[place]) for place in sorted(cells)]}
+
+
+def pool_attention(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means over the prompts of all parts of one task, arm and length; of means that were rounded, so good to half of their last digit.
+
+    >>> one, other = {"asked": 1, "prompts": 1, "rest": ["0.1000 1.0000"]}, {"asked": 4, "prompts": 3, "rest": ["0.5000 0.0000"]}
+    >>> pool_attention([one, other])
+    {'asked': 5, 'prompts': 4, 'rest': ['0.4000 0.2500']}
+    """
+    asked, prompts = (sum(cell[name] for cell in cells) for name in ("asked", "prompts"))
+    seen = [cell for cell in cells if cell["prompts"]]
+
+    def mean(values: Sequence[Any]) -> float:
+        return float(sum(float(value) * cell["prompts"] for value, cell in zip(values, seen, strict=True)) / prompts)
+
+    pooled = {**(seen or cells)[0], "asked": asked, "prompts": prompts}
+    for name, value in pooled.items():
+        if isinstance(value, Mapping):
+            pooled[name] = {span: round(mean([cell[name][span] for cell in seen]), 1) for span in value}
+        elif isinstance(value, list):  # a layer's heads are one string
+            layers = zip(*(cell[name] for cell in seen), strict=True)
+            pooled[name] = [
+                " ".join(f"{mean(heads):.{DIGITS}f}" for heads in zip(*map(str.split, layer), strict=True)) for layer in layers
+            ]
+    return pooled
+
+
 def _find_own(parts: Sequence[Part], task: str) -> Part:
     """The first part that ran prompts of a task."""
     return next(part for part in parts if task in part.lines)
@@ -352,6 +394,14 @@ def _unite(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         for name in one.keys() & other.keys()
         if isinstance(one[name], dict) and isinstance(other[name], dict)
     }
+
+
+def _shorten(text: str | None) -> str:
+    """
+    >>> _shorten(None), _shorten("8"), len(_shorten("8" * 1000))
+    ('nothing', '8', 61)
+    """
+    return "nothing" if text is None else text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from made_outputs import edit_results, hash_rows, read_rows, write_rows
 
 from harness_ext.cli import main
 from harness_ext.errors import ShardError
-from harness_ext.merging import join, join_lengths
+from harness_ext.merging import join, join_attention, join_lengths
 from harness_ext.models import journal, reader
 from harness_ext.publishing import prepare_run
 from harness_ext.results.outputs import find_outputs
@@ -217,6 +217,26 @@ def test_a_length_that_one_part_could_not_measure_is_not_measured_in_the_whole()
     measured = {"length": 8, "outcome": "measured"}
     lacking = {"length": 8, "outcome": "out_of_memory"}
     assert join_lengths([[measured], [lacking], [measured]]) == [lacking]
+
+
+def test_attention_is_pooled_over_the_prompts_of_all_parts() -> None:
+    cell = {
+        "task": "why",
+        "arm": "long",
+        "length": 8,
+        "asked": 1,
+        "prompts": 1,
+        "tokens": {"rest": 5.0},
+        "rest": ["0.2000 1.0000", "0.0000 0.0000"],
+    }
+    other = {**cell, "asked": 3, "prompts": 3, "tokens": {"rest": 9.0}, "rest": ["0.6000 0.0000", "0.0000 1.0000"]}
+    alone, none = {**cell, "length": 4}, {"task": "why", "arm": "long", "length": 16, "asked": 2, "prompts": 0}
+    seen = {"outcome": "measured", "reason": "", "layers": [0, 1]}
+    joined = join_attention([{**seen, "cells": [cell, none]}, {**seen, "cells": [other, alone, none]}])
+    pooled = {**cell, "asked": 4, "prompts": 4, "tokens": {"rest": 8.0}, "rest": ["0.5000 0.2500", "0.0000 0.7500"]}
+    assert joined == {**seen, "cells": [alone, pooled, {**none, "asked": 4}]}
+    unseen = {"outcome": "not_seen", "reason": "windows"}
+    assert join_attention([{**seen, "cells": [cell]}, unseen]) == unseen
 
 
 def test_a_part_that_was_cut_off_is_named_and_passed_over_once_it_was_made_again(parts: list[Path], tmp_path: Path) -> None:
