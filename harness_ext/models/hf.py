@@ -101,6 +101,8 @@ class HFExtrapolate(HFLM):
             options["device"] = found.type if found else "cpu"
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
+        if hasattr(self, "accelerator"):  # HFLM deals to the cards of one machine only: others would each run everything
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._ranks = Ranks(self.rank, self.world_size)
         if not exact and self.backend == "causal":
             pieces.install(self.model)
