@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -78,6 +79,7 @@ def report(options: argparse.Namespace) -> int:
 def read_runs(place: Path) -> Iterator[Shown]:
     """The runs of lm_eval, or the published ones, below a folder or in a file. Raises HarnessExtError where there is none."""
     from harness_ext.publishing import prepare_run
+    from harness_ext.results.attention import read_attention
     from harness_ext.results.outputs import find_outputs
     from harness_ext.results.publish import Submission
     from harness_ext.results.report import Shown
@@ -89,7 +91,8 @@ def read_runs(place: Path) -> Iterator[Shown]:
     except PublishError as error:
         none = error
     for file in outputs:
-        yield Shown(published=prepare_run(file, Submission(evidence="not said")), source=str(file))
+        published = prepare_run(file, Submission(evidence="not said"))
+        yield Shown(published=published, source=str(file), attention=read_attention(json.loads(file.read_text("utf-8"))))
     if outputs:
         return
     problems: list[Problem] = []

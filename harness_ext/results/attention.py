@@ -125,21 +125,23 @@ def draw_attention(attention: Attention) -> Iterator[tuple[str, Spec, str, list[
     names = [attention.name(head) for head in heads]
     columns = max(head for _, head in every) + 1 if whole else 4
     rows = list(list_shares(attention, heads, [plain], [*SPANS]))
-    yield "", draw_spans(names, columns), f"where the question's attention goes, {which}, {TITLES[plain]}", rows  # type: ignore[index]
+    yield "", draw_spans(names, columns), f"where the question's attention goes: {which}; {TITLES[plain]}", rows  # type: ignore[index]
     arms = [arm for arm in TITLES if any(cell.arm == arm for cell in attention.cells)]
     if len(arms) > 1:
         rows = list(list_shares(attention, heads, arms, ["needle"]))
-        yield "-arms", draw_arms(names, columns), f"the needle's share of the question's attention, {which}", rows
-    rows = list(list_shares(attention, every, [plain], ["needle"]))
-    sizes = len(attention.layers), max(head for _, head in every) + 1
-    yield "-map", draw_map(*sizes), "the needle's share of the question's attention, every head", rows
+        yield "-arms", draw_arms(names, columns), f"the needle's share of the question's attention: {which}", rows
+    if not whole:
+        rows = list(list_shares(attention, every, [plain], ["needle"]))
+        sizes = len(attention.layers), max(head for _, head in every) + 1
+        yield "-map", draw_map(*sizes), f"the needle's share of the question's attention; {TITLES[plain]}", rows  # type: ignore[index]
 
 
 def draw_spans(panels: Sequence[str], columns: int) -> Spec:
     """Shares of the data `points` against the multiple, one on the other, a panel a head."""
     import altair as alt
 
-    colour = alt.Color("span:N", title=None).scale(domain=[*SPANS], range=[*SPANS.values()])
+    legend = alt.Legend(orient="bottom", columns=4, labelExpr="datum.label == 'sinks' ? 'first tokens (sinks)' : datum.label")
+    colour = alt.Color("span:N", title=None, legend=legend).scale(domain=[*SPANS], range=[*SPANS.values()])
     y = alt.Y("share:Q", title="share of attention", stack="zero").scale(domain=[0, 1], clamp=True)
     areas = alt.Chart().mark_area(line={"color": "white", "strokeWidth": 0.8}, opacity=0.92, clip=True)
     shown = areas.encode(x=_multiples(), y=_quiet(y), color=colour, order="order:Q", tooltip=_tooltip())
@@ -184,7 +186,7 @@ def draw_map(layers: int, heads: int) -> Spec:
 def _multiples() -> Any:
     import altair as alt
 
-    x = alt.X("multiple:Q", title="multiple of the trained length").scale(type="log", base=2, nice=False)
+    x = alt.X("multiple:Q", title="× trained length").scale(type="log", base=2, nice=False)
     return x.axis(labelExpr="format(datum.value, '.3~g') + '×'", values=PLACES, grid=False, labelOverlap="greedy")
 
 

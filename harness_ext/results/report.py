@@ -27,7 +27,7 @@ from harness_ext.results.leaderboard import (
     to_script,
 )
 from harness_ext.results.records import PublishedRun, Task
-from harness_ext.results.why import list_arms
+from harness_ext.results.why import TITLES, list_arms
 
 WIDTHS = {"curve": 560, "depths": 420, "profile": 420, "arms": 620}
 """Kind of figure → pixels of its plot."""
@@ -106,8 +106,9 @@ def draw_attentions(runs: Sequence[Shown]) -> Iterator[tuple[str, figures.Spec]]
         for attention in shown.attention:
             for end, spec, title, rows in draw_attention(attention):
                 file = f"{_safe(attention.task)}-attention{end}" + (f"-{number}" if len(having) > 1 else "")
-                series = [*dict.fromkeys(row["series"] for row in rows)]
-                yield file, _paint(spec, 0, f"{attention.task}: {label}, {title}", series, points=rows)
+                series = [named for named in TITLES.values() if any(row["series"] == named for row in rows)]
+                painted = _paint(spec, 0, "", series, points=rows)
+                yield file, {**painted, "title": {"text": f"{attention.task}: {label}", "subtitle": title}}
 
 
 def _list_past(task: Task) -> Iterator[float]:
