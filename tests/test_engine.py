@@ -327,8 +327,7 @@ def test_yarns_frequencies_are_the_same_from_a_longer_table(
     config = LlamaConfig(hidden_size=64, num_attention_heads=1, max_position_embeddings=original, rope_parameters=own)
     told = engine_config.stretch(config, tokens)
     longer = told.get("rope_parameters", own)
-    assert longer["original_max_position_embeddings"] * longer["factor"] >= min(tokens, original * factor)
-    assert longer["original_max_position_embeddings"] * longer["factor"] >= tokens or longer == own
+    assert longer["original_max_position_embeddings"] * longer["factor"] >= tokens - 1e-6
     found = []
     for parameters in (own, longer):
         config.rope_parameters = parameters
