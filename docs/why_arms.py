@@ -25,8 +25,6 @@ COLOURS = {"long": "#000000", "stretched": "#D55E00", "packed": "#0072B2", "empt
 DASHES = {"long": [1, 0], "stretched": [1, 0], "packed": [1, 0], "emptied": [4, 3], "shifted": [1, 3]}
 RELATIVE = ("reference/rope", "reference/alibi", "reference/relative")
 """Models in which only distances count."""
-PLACELESS = ("reference/nope", "reference/transformer-xl", "reference/memformer")
-"""Models whose positions, if any, never leave what training showed."""
 HEAD = """\
 The same needles, on prompts in which only one thing is new ([method.md](method.md)): *stretched*, few tokens at the positions of a long prompt; *packed*, all its tokens at
 positions of the trained range; *emptied*, one word over and over for filler; *shifted*, a short prompt further on. What is lost at a length is shared out among unseen
@@ -112,9 +110,6 @@ def check_construction(experiments: Sequence[Experiment]) -> Iterator[tuple[str,
         if one.name in RELATIVE:
             at = [scores["shifted", multiple] for multiple in [1.0, *past] if ("shifted", multiple) in scores]
             yield (f"`{one.name}`: a shift does nothing, since only distances count", len(set(at)) == 1, _percent(at))
-        if one.name in PLACELESS:
-            told = [effect.value for cause in one.curve.causes for effect in cause.effects if effect.cause == "positions"]
-            yield f"`{one.name}`: positions take nothing", all(value == 0 for value in told), _percent(told)
         if one.name == "reference/learned":
             ended = [point for point in one.curve.arms if point.arm in ("stretched", "shifted") and (point.multiple or 0) > 1]
             refused = [point.outcome for point in ended]
@@ -128,13 +123,6 @@ def check_construction(experiments: Sequence[Experiment]) -> Iterator[tuple[str,
                 f"`{one.name}`: more tokens than its table has rows can be read at the table's positions",
                 bool(packed),
                 _percent(packed),
-            )
-        if one.name == "reference/sinusoidal":
-            at = [scores["shifted", multiple] for multiple in [1.0, *past] if ("shifted", multiple) in scores]
-            yield (
-                f"`{one.name}`: absolute positions that were never seen do harm by themselves",
-                min(at, default=1.0) < 0.9,
-                _percent(at),
             )
 
 
