@@ -99,6 +99,8 @@ class HFExtrapolate(HFLM):
         if not options.get("device"):  # HFLM's default is a CUDA card, whether there is one or not
             found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             options["device"] = found.type if found else "cpu"
+        if options.get("device_map"):  # which HFLM drops without a word where it is not told to `parallelize`
+            options["parallelize"] = True
         super().__init__(name, max_length=max_length, **options)
         self._stop_appending_eos()
         if hasattr(self, "accelerator"):  # HFLM deals to the cards of one machine only: others would each run everything

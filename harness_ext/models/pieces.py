@@ -34,7 +34,10 @@ def install(model: Any) -> bool:
     can_set = getattr(model, "_can_set_attn_implementation", None)
     if getattr(model.config, "_attn_implementation", None) != "sdpa" or can_set is None or not can_set():
         return False
-    if any(weight.device.type != "cpu" for weight in model.parameters()) or not hasattr(torch.ops.aten, KERNEL):
+    placed = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
+    offloaded = bool(placed) and placed <= {"cpu", "disk"}  # then its weights come to the CPU to be used
+    elsewhere = any(weight.device.type != "cpu" for weight in model.parameters()) and not offloaded
+    if elsewhere or not hasattr(torch.ops.aten, KERNEL):
         return False
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 
 from harness_ext import positions
 
@@ -38,17 +39,32 @@ def hash_weights(model: Any) -> str:
     """SHA-256 over each parameter's name, shape, and `SAMPLE` of its values, evenly spread; empty where values are not at hand.
 
     A sample, so that a model of any size takes seconds: it tells checkpoints and revisions apart, and is no proof against someone
-    who changes single values. The values are read as float32, in the dtype they were loaded in.
+    who changes single values. The values are read as float32, in the dtype they were loaded in; what is offloaded is brought in, module by
+    module, and is the same wherever it lies.
     """
-    found = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.device.type == "meta":  # offloaded to disk
+    found, tied = hashlib.sha256(), getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = dict(model.named_parameters())
+    for name in sorted(parameters):
+        if tied.get(name) in parameters:  # offloading takes tied weights apart
+            continue
+        values = _sample(model, name)
+        if values is None:
             return ""
-        flat = parameter.detach().reshape(-1)
-        places = np.linspace(0, max(0, flat.numel() - 1), SAMPLE).astype(np.int64)[: flat.numel()]
-        values = flat[torch.from_numpy(places).to(flat.device)].to("cpu", torch.float32)
-        found.update(f"{name} {tuple(parameter.shape)} ".encode() + values.numpy().tobytes())
+        found.update(f"{name} {tuple(parameters[name].shape)} ".encode() + values.numpy().tobytes())
     return found.hexdigest()
+
+
+def _sample(model: Any, name: str) -> torch.Tensor | None:
+    """Some values of a parameter, in float32; None where they are nowhere."""
+    path, _, field = name.rpartition(".")
+    module = model.get_submodule(path)
+    with align_module_device(module):
+        flat = getattr(module, field).detach().reshape(-1)
+        if flat.device.type == "meta":
+            return None
+        places = np.linspace(0, max(0, flat.numel() - 1), SAMPLE).astype(np.int64)[: flat.numel()]
+        values: torch.Tensor = flat[torch.from_numpy(places).to(flat.device)].to("cpu", torch.float32)
+        return values
 
 
 def hash_vocabulary(tokenizer: Any) -> str:
@@ -62,6 +78,7 @@ def list_facts(model: Any, device: torch.device) -> dict[str, Any]:
         "config": model.config.to_json_string(use_diff=False),
         "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
         "device": str(device),
+        "placed": {name: str(place) for name, place in (getattr(model, "hf_device_map", None) or {}).items()},
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device  # type: ignore[import-untyped]
 
 from harness_ext.models.extensions.rotary import find_rotaries
 from harness_ext.positions import read_hard_limit, tables
@@ -26,10 +27,17 @@ def read_effect(model: Any) -> Effect:
         "frequencies": _hash([frequencies for frequencies, _ in measured]),
         "slowest_wavelength": slowest and round(2 * torch.pi / slowest, 1),
         "attention_factor": factors[0] if len(factors) == 1 else factors or None,
-        "table": _hash([table.weight for table in tables(model)]),
+        "table": _hash([_read_rows(table) for table in tables(model)]),
         "limit": limit and limit.tokens,
         "attention": str(getattr(model.config, "_attn_implementation", None)).partition("#")[0],
     }
+
+
+def _read_rows(table: Any) -> torch.Tensor:
+    """A table's rows, brought in where they are offloaded; none where they are nowhere, as in a model without weights."""
+    with align_module_device(table):
+        rows: torch.Tensor = table.weight.detach()
+        return rows.new_empty(0, device="cpu") if rows.is_meta else rows.to("cpu", torch.float32)
 
 
 def _hash(tensors: list[torch.Tensor]) -> str | None:

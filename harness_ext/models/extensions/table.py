@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness_ext.errors import ModelError
 from harness_ext.models.extensions.method import Method, Setting, Subject
 from harness_ext.positions import find_type, table_offset, tables
 
@@ -52,6 +53,10 @@ def install(grow: Callable[[Tensor, int], Tensor]) -> Callable[[Subject, Setting
 
     def install_in(subject: Subject, setting: Setting) -> None:
         for module in tables(subject.model):
+            if module.weight.device.type == "meta":
+                raise ModelError(
+                    "its position table was to be made longer, and is offloaded, where that would be undone; name a device for it in device_map"
+                )
             before = table_offset(module)
             if not hasattr(module, "_harness_ext_rows"):
                 module._harness_ext_rows = module.weight.detach().clone()
