@@ -27,7 +27,7 @@ from harness_ext import placement, positions
 from harness_ext.cells import Limit, Placing, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import checkpoint, pieces, probe, provenance
+from harness_ext.models import cards, checkpoint, pieces, probe, provenance
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
@@ -99,6 +99,8 @@ class HFExtrapolate(HFLM):
         if not options.get("device"):  # HFLM's default is a CUDA card, whether there is one or not
             found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             options["device"] = found.type if found else "cpu"
+        self._asked_length, self._chunk = max_length, chunk
+        self._rows = int(options["batch_size"]) if str(options.get("batch_size", "auto")).isdecimal() else 1
         if options.get("device_map"):  # which HFLM drops without a word where it is not told to `parallelize`
             options["parallelize"] = True
         super().__init__(name, max_length=max_length, **options)
@@ -501,10 +503,23 @@ class HFExtrapolate(HFLM):
         if self._method:  # minutes before the weights are there, where they are many
             check_applies(self._method, self._as_subject(build_without_weights(self.config, **options)))
         options = checkpoint.prefer_safetensors(pretrained, options)
+        self._loading = options
         try:
             super()._create_model(pretrained, *args, **options)
         except OSError as error:
             raise checkpoint.explain(pretrained, options, error) from error
+
+    def _get_accelerate_args(self, *args: Any, max_memory_per_gpu: Any = None, **options: Any) -> dict[str, Any]:
+        """HFLM's; where several cards share the weights as they like, with room beside them for the longest prompt."""
+        found: dict[str, Any] = super()._get_accelerate_args(*args, max_memory_per_gpu=max_memory_per_gpu, **options)
+        if found.get("max_memory") and max_memory_per_gpu is None and isinstance(found["device_map"], str):
+            chunk = self._chunk or ELSEWHERE
+            method = self._method
+            longest = self._asked_length or cards.find_longest(self.config, self._window, lifted=bool(method and method.lifts_limit))
+            found["max_memory"] = cards.leave_room(
+                self.config, self._loading, found["max_memory"], tokens=longest, chunk=chunk, rows=self._rows
+            )
+        return found
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
         try:
