@@ -175,6 +175,7 @@ def test_what_has_no_room_in_memory_is_an_outcome_and_shorter_prompts_are_measur
     same(found[:4], host.loglikelihood(requests[:4]))
     assert all(isinstance(answer, Unmeasured) and answer.outcome == "out_of_memory" for answer in found[4:])
     assert all(len(ids) < 100 for asked in backend.played.asked for ids in asked)
+    assert "has memory for" in found[-1].reason
     starts = len(backend.played.started)
     assert all(isinstance(answer, Unmeasured) for answer in model.loglikelihood(requests[4:]))
     assert len(backend.played.started) == starts
@@ -203,6 +204,20 @@ def test_an_engine_that_fails_over_a_length_is_started_again_for_the_others(
     assert [answer.outcome for answer in found[4:]] == [outcome] * 8
     assert "failed" in found[-1].reason
     assert len(backend.played.started) > 1
+
+
+def test_an_engine_with_little_memory_that_fails_is_started_again_with_all_the_memory_has_room_for(
+    backend: Any, saved: Any
+) -> None:
+    folder = saved("llama")
+    model, host = backend.make(folder), HFExtrapolate(str(folder), dtype="float32", device="cpu")
+    backend.played.capacity = 150
+    requests = scored([20, 60, 100, 200])
+    backend.played.crash[len(host.tok_encode(requests[8].args[0])) - 2] = RuntimeError("EngineCore died")
+    model.lift(longest(host, requests))
+    found = model.loglikelihood(requests)
+    same(found[:8], host.loglikelihood(requests[:8]))
+    assert [answer.outcome for answer in found[8:]] == ["interrupted"] * 4 + ["out_of_memory"] * 4
 
 
 def test_a_prompt_that_the_engine_cuts_has_no_score(backend: Any, saved: Any) -> None:

@@ -88,7 +88,7 @@ class EngineModel(abc.ABC):
         engine_config.check_told(self._checkpoint, self._method, self.engine)
         self._given_length, self._asked_max, self._lifted = trained_length, max_length, 0
         self._hard = engine_config.find_limit(self._checkpoint, trust_remote_code=bool(options.get("trust_remote_code")))
-        self._ceiling, self._takes, self._short, self._knows_outcomes = Ceiling(), 0, False, True
+        self._ceiling, self._takes, self._fits, self._knows_outcomes = Ceiling(), 0, 0, True
         self._broken: Unmeasured | None = None
         self._told: dict[str, Any] = {}
         self._setting: Setting | None = None
@@ -170,19 +170,17 @@ class EngineModel(abc.ABC):
 
     def _open(self, longest: int) -> None:
         """An engine that takes prompts of `longest` tokens, or as long as memory has room for."""
-        if self._takes >= longest or (self._takes and self._short):
+        if self._takes >= longest or (self._takes and self._fits):
             return
         self._close()
-        tokens = longest if self._short else max(self._asked_max or self._lifted, longest)
+        tokens = self._fits or max(self._asked_max or self._lifted, longest)
         self._told = engine_config.stretch(self._checkpoint, tokens + self.room, self._scale(longest))
         began = time.monotonic()
         takes = self._start(tokens, self._told)
         self._check_told()
         log.info("%s started for %d tokens in %.0f s", self.engine, takes, time.monotonic() - began)
         if takes < tokens:
-            self._short = True
-            reason = f"{self.engine} has memory for prompts of {takes} tokens"
-            self._ceiling.note(takes + 1, Unmeasured("out_of_memory", reason))
+            self._fits = takes
         self._takes = takes
 
     def _check_told(self) -> None:
@@ -294,7 +292,7 @@ class EngineModel(abc.ABC):
 
     def _ask(self, indices: Sequence[int], sizes: Sequence[int], ask: Callable[[Sequence[int]], list[Any]]) -> list[Any]:
         """The answers to prompts; where the engine fails over them, to shorter ones first, each half by an engine started anew."""
-        known = {index: self._broken or self._ceiling.find(sizes[index]) for index in indices}
+        known = {index: self._find_known(sizes[index]) for index in indices}
         asked = [index for index in indices if known[index] is None]
         if not asked:
             return [known[index] for index in indices]
@@ -317,6 +315,15 @@ class EngineModel(abc.ABC):
         parts = [index for index in asked if sizes[index] < middle], [index for index in asked if sizes[index] >= middle]
         answers = dict(itertools.chain.from_iterable(zip(part, self._ask(part, sizes, ask), strict=True) for part in parts))
         return [known[index] or answers[index] for index in indices]
+
+    def _find_known(self, tokens: int) -> Unmeasured | None:
+        """Why a prompt of so many tokens is not asked; None where it is."""
+        if self._fits and tokens > self._fits:
+            said = (
+                f"{self.engine} has memory for the keys and values of {self._fits} tokens, and a prompt of {tokens} was asked for"
+            )
+            return Unmeasured("out_of_memory", said)
+        return self._broken or self._ceiling.find(tokens)
 
     def _run(self, indices: Sequence[int], sizes: Sequence[int], ask: Callable[[Sequence[int]], list[Any]]) -> dict[int, Any]:
         """The answers to prompts by index, from an engine that runs. One that does not start again answers nothing any more."""
