@@ -98,6 +98,14 @@ def test_arguments_that_would_falsify_a_score_are_refused(sglang: Any, saved: An
     make, _ = sglang
     with pytest.raises(ModelError, match="allow_auto_truncate"):
         make(str(saved("llama")), allow_auto_truncate=True)
+
+
+@pytest.mark.parametrize("options", [{"extend": "yarn", "attention_factor": 1.2}, {"rope_parameters": {"attention_factor": 1.2}}])
+def test_a_scale_of_attention_that_sglang_would_pass_over_is_refused(sglang: Any, saved: Any, options: dict[str, Any]) -> None:
+    make, _ = sglang
+    with pytest.raises(ModelError, match=r"attention_factor=1\.2"):
+        make(str(saved("llama")), **options)
+    make(str(saved("llama")), extend="yarn")
     with pytest.raises(ModelError, match="CUDA alone"):
         make(str(saved("llama")), device="cpu")
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from lm_eval.models import sglang_causallms
 from lm_eval.models.sglang_causallms import SGLangLM
 
+from harness_ext import positions
 from harness_ext.cells import Unmeasured
 from harness_ext.errors import ModelError
 from harness_ext.model_view import first_line, load_tokenizer, resolve
@@ -69,6 +70,7 @@ class SGLangExtrapolate(EngineModel, SGLangLM):
             max_length = options.pop(other, max_length)
         options.update({key: self._given.pop(key) for key in ("rope_parameters", "rope_scaling") if key in self._given})
         name = self._prepare(pretrained, options, trained_length=trained_length, max_length=max_length, extend=extend)
+        self._check_scale()
         tokenizer = load_tokenizer(options.get("tokenizer_path") or pretrained, self._source)
         if options.get("tokenizer_path"):
             options["tokenizer_path"] = resolve(options["tokenizer_path"])
@@ -86,6 +88,16 @@ class SGLangExtrapolate(EngineModel, SGLangLM):
         self.model = None
         self.add_bos_token = add_bos_token
         self.tokenizer.model_max_length = int(1e30)  # its limit is only a warning, and says the opposite of what this class is for
+
+    def _check_scale(self) -> None:
+        """Raises ModelError for a scale of attention that SGLang would pass over: it reads `attn_factor` (sglang 0.5.23)."""
+        own = self._parameters or getattr(positions.text_config(self._checkpoint), "rope_parameters", None) or {}
+        parts = [self._options, own, *(part for part in own.values() if isinstance(part, Mapping))]
+        found = next((part["attention_factor"] for part in parts if part.get("attention_factor") is not None), None)
+        if found is not None:
+            raise ModelError(
+                f"attention_factor={found}: SGLang reads no such parameter, and would run without it; use hf-extrapolate or vllm-extrapolate"
+            )
 
     # ------------------------------------------------------------------ the engine
 

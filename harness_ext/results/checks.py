@@ -12,7 +12,7 @@ from harness_ext.results.publish import Submission
 
 Scorer = Callable[[Mapping[str, Any], Mapping[str, Any], str], str]
 """A task's config, a prompt's record and a generated answer → the verdict."""
-OWN_LIMITS = frozenset({"hf-extrapolate"})
+OWN_LIMITS = frozenset({"hf-extrapolate", "vllm-extrapolate", "sglang-extrapolate"})
 """Backends that refuse what does not fit; others cut it without a word."""
 TOLERANCE = 1e-6
 """Relative: lm_eval and we sum in different order."""

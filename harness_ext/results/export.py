@@ -22,7 +22,7 @@ EEE_VERSION = "0.3.0"
 """Of every_eval_ever's schema: github.com/evaleval/every_eval_ever, and the package `every-eval-ever`."""
 COLLECTION = "harness_ext"
 """The folder below `data/` there."""
-SELF_DEPLOYED = frozenset({"hf", "hf-extrapolate", "hf-multimodal", "vllm", "sglang"})
+SELF_DEPLOYED = frozenset({"hf", "hf-extrapolate", "hf-multimodal", "vllm", "vllm-extrapolate", "sglang", "sglang-extrapolate"})
 """lm_eval's model classes that load weights themselves."""
 
 
