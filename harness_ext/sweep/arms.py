@@ -17,10 +17,11 @@ docs/method.md says what is made of them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness_ext.cells import Length, Limit, Placing
 from harness_ext.sweep.controls import Cell
@@ -135,19 +136,43 @@ def list_left_out(
     return found
 
 
+@dataclass(frozen=True)
+class Made:
+    """A prompt, which several arms may put at different positions."""
+
+    frame: Frame
+    document: Document
+    fitted: Fitted
+
+    @functools.cached_property
+    def arguments(self) -> tuple[str, Any]:
+        """What lm_eval's model method takes of it."""
+        return self.frame.arguments(self.fitted.body, self.document)
+
+    @functools.cached_property
+    def located(self) -> tuple[list[int], list[Span]]:
+        """See `locate`."""
+        return locate(self.frame, *self.arguments, self.fitted.body, self.document)
+
+
 class ArmPrompts:
-    """The prompts of the arms, beside those of a sweep; `own`: tokens of the task's text without filler."""
+    """The prompts of the arms, the sweep's own among them; `own`: tokens of the task's text without filler."""
 
     def __init__(self, prompts: Prompts, trained: int, own: int) -> None:
         self.prompts, self.trained = prompts, trained
         self.few = min(trained, own + FEW)
         self._beside: dict[str, Prompts] = {}
+        self._made: dict[tuple[str, int, float, int], Made] = {}
 
-    def build(self, cell: Cell) -> tuple[Document, Fitted]:
-        """The document and prompt of an arm's cell. Raises as `Prompts.fit`."""
+    def build(self, cell: Cell) -> Made:
+        """The prompt of an arm's cell, or of the sweep's. Raises as `Prompts.fit`."""
         assert cell.depth is not None
-        prompts = self._choose(cell.control)
-        return prompts.build(cell.sample, cell.depth, self.few if cell.control in SHORT else cell.length.tokens)
+        prompts, tokens = self._choose(cell.control), self.few if cell.control in SHORT else cell.length.tokens
+        key = (prompts.haystack.name, cell.sample, cell.depth, tokens)
+        if key not in self._made:  # short ones are for all lengths; of the others, which are large, the last is kept
+            self._made = {known: made for known, made in self._made.items() if known[3] == self.few}
+            self._made[key] = Made(prompts.frame, *prompts.build(cell.sample, cell.depth, tokens))
+        return self._made[key]
 
     def place(self, cell: Cell, ids: Sequence[int], kept: Sequence[Span], depths: Sequence[float]) -> list[PlacementRun]:
         """Where an arm puts its tokens. `kept`: what stays together, in order; `depths`: those of the needles among it."""

@@ -12,7 +12,7 @@ from typing import Any
 from harness_ext.cells import Length, Placing, Unmeasured
 from harness_ext.errors import LengthError
 from harness_ext.model_view import ModelView
-from harness_ext.sweep.arms import PACKED, PLACED, WATCHED, ArmPrompts, Bench, LeftOut, add_arms, find_asked, list_left_out, locate
+from harness_ext.sweep.arms import PACKED, PLACED, WATCHED, ArmPrompts, Bench, LeftOut, Made, add_arms, find_asked, list_left_out
 from harness_ext.sweep.controls import Cell, add_controls, build, describe, find_short
 from harness_ext.sweep.fingerprint import fingerprint
 from harness_ext.sweep.frame import Frame
@@ -114,27 +114,28 @@ class ExtrapolateTask(SweepTask):
         arms = ArmPrompts(prompts, trained.tokens if trained else 0, self._own)
         for doc_id, doc in docs:
             cell = _read_cell(doc)
-            if cell.control in ARMS:
-                document, fitted = arms.build(cell)
-                said = describe(prompts.facts(cell.sample, cell.depth or 0.0), fitted.depths[document.target])
+            if self.spec.arms and cell.control in (None, *ARMS):
+                made = arms.build(cell)
+                said = describe(prompts.facts(cell.sample, cell.depth or 0.0), made.fitted.depths[made.document.target])
             else:
                 document, fitted, said = build(prompts, cell, trained.tokens if trained else 0)
-            arguments = prompts.frame.arguments(fitted.body, document)
+                made = Made(prompts.frame, document, fitted)
+            document, arguments = made.document, made.arguments
             doc |= {
                 **said,
-                "prompt_tokens": fitted.prompt_tokens,
+                "prompt_tokens": made.fitted.prompt_tokens,
                 **prompts.frame.identify(arguments),
                 "answer": document.answer,
             }
             metadata = (self.spec.task, doc_id, 1)
             arm = cell.control or "long"
             watched = self.spec.attention and arm in WATCHED
-            if watched or arm in PLACED:
-                ids, kept = locate(prompts.frame, *arguments, fitted.body, document)
             if watched:
+                kept = made.located[1]
                 needle = find_asked(arguments[0], document, doc["values"], kept)
                 doc["watch"] = {"arm": arm, "length": cell.length.tokens, "needle": needle, "question": kept[-1][0]}
             if arm in PLACED:
+                ids, kept = made.located
                 doc["positions"] = arms.place(cell, ids, kept, sorted(document.depths))
                 doc["prompt_fingerprint"] = fingerprint(
                     ids, {"answer": len(ids) - doc["answer_tokens"], "positions": doc["positions"]}
