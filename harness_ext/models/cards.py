@@ -100,7 +100,7 @@ def find_need(model: Any, tokens: int, chunk: int, rows: int = 1) -> Need:
         token, reading = _read_shapes(model, tokens, min(chunk, tokens))
     except ERRORS as error:
         log.info("what a forward takes is not known before the weights are there: %s", error)
-        token, reading = _guess_token(model), 0
+        token, reading = guess_token(model), 0
     return Need(tokens=tokens, weights=weights, cache=rows * tokens * token, reading=rows * reading)
 
 
@@ -171,7 +171,7 @@ def _attend(module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, mas
     return found, None
 
 
-def _guess_token(model: Any) -> int:
+def guess_token(model: Any) -> int:
     """Bytes of a token's keys and values, as a config's numbers give them; a hidden state for each where these differ from layer to layer."""
     config, size = model.config.get_text_config(), int(next(weight.element_size() for weight in model.parameters()))
     try:

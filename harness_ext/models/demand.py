@@ -133,7 +133,8 @@ def count_weights(model: Any) -> int:
 def read_free(model: Any) -> int:
     """Bytes that the devices of a model can still give, all of them together."""
     memory.free()
-    devices = {torch.device("cpu") if weight.device.type == "meta" else weight.device for weight in model.parameters()}  # meta: offloaded
+    found = {weight.device for weight in model.parameters()}
+    devices = {torch.device("cpu") if device.type == "meta" else device for device in found}  # meta: offloaded
     return sum(read_free_of(device) for device in devices)
 
 

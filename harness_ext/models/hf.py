@@ -27,7 +27,7 @@ from harness_ext import placement, positions
 from harness_ext.cells import Limit, Placing, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import cards, checkpoint, pieces, probe, provenance
+from harness_ext.models import cards, checkpoint, foresight, pieces, probe, provenance
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
@@ -63,7 +63,8 @@ class HFExtrapolate(HFLM):
     `trained_length`: tokens; read from the config where not given. `max_length`: the longest prompt to run; without it, as
     long as the position scheme goes. `pretrained=reference/NAME` names an embedded model. `extend`: a method of
     `extensions.extension.METHODS`, its options (`factor` and its own) beside it. `exact=True`: every prompt whole, in one forward
-    that shares nothing with others. `chunk`: tokens read at a time. Other arguments are HFLM's.
+    that shares nothing with others. `chunk`: tokens read at a time. `try_all=True`: lengths that by the plan are more than the memory of a CPU
+    holds are tried too, which may end the process. Other arguments are HFLM's.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class HFExtrapolate(HFLM):
         extend: str | None = None,
         exact: bool = False,
         chunk: int | None = None,
+        try_all: bool = False,
         **options: Any,
     ) -> None:
         for name, value in (("trained_length", trained_length), ("max_length", max_length), ("chunk", chunk)):
@@ -111,7 +113,7 @@ class HFExtrapolate(HFLM):
         if not exact and self.backend == "causal":
             pieces.install(self.model)
         self._watcher = Watcher(self.model)
-        self._memory = Memory(self.device)
+        self._memory = Memory(self.device, foresees=self.device.type == "cpu" and not try_all)
         self._reader = Reader(
             Forward(self.model, self.device, self.mixed_precision_dtype),
             self._memory,
@@ -324,9 +326,12 @@ class HFExtrapolate(HFLM):
         check_fits(max(map(len, sequences)) - 1, [limit for limit in self.length_limits if limit.outcome != "hard_limit"])
         self._prepare(longest, longest)
         self._reader.prepare(longest - 1)
+        foresight.look_ahead(self._reader, [len(sequence) - 1 for sequence in sequences])
         groups = self._deal(ranks, [sequence[:-1] for sequence in sequences], self._group(spans))
+        refused = self._memory.list_refused([len(sequence) for sequence in sequences], unheld=1)
+        answers: list[Answer | None] = [refused.get(index) for index in range(len(sequences))]
+        groups = [rest for rest in ([index for index in group if index not in refused] for group in groups) if rest]
         schedules = [self._plan([sequences[i] for i in group], [starts[i] for i in group], override) for group in groups]
-        answers: list[Answer | None] = [None] * len(sequences)
         with self._reader.open_bar(kind, schedules, quiet=disable_tqdm or self.rank != 0) as bar:
             for group, schedule in zip(groups, schedules, strict=True):
                 self._prepare(spans[group[0]], longest)
@@ -368,9 +373,15 @@ class HFExtrapolate(HFLM):
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
-        answers: list[Any] = [None] * len(requests)
+        foresight.look_ahead(self._reader, sizes)
+        answers: list[Any]
         groups = self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings])
-        for group in self._deal(self._ranks, contexts, groups, [asked["max_gen_toks"] for asked in settings]):
+        refused = self._memory.list_refused(sizes)
+        answers = [refused.get(index) for index in range(len(sizes))]
+        for dealt in self._deal(self._ranks, contexts, groups, [asked["max_gen_toks"] for asked in settings]):
+            group = [index for index in dealt if index not in refused]
+            if not group:
+                continue
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
             if self.backend == "causal" and _is_greedy(asked) and self._can_generate(longest):

@@ -37,10 +37,12 @@ def free() -> None:
 class Memory:
     """What fits into the memory of a device, as far as it was tried."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, foresees: bool = False) -> None:
+        self.device, self.foresees = device, foresees
         self.too_large = 0
         """Tokens at once that did not fit; 0 where everything did."""
+        self.foreseen = ""
+        """Why so many will not, where that was not tried."""
 
     def unless_out(self, tokens: int, run: Callable[[], Found], failed: Callable[[], int] | None = None) -> Found | Unmeasured:
         """What `run` gives, or Unmeasured where memory runs out; then nothing of as many tokens is tried again.
@@ -53,7 +55,7 @@ class Memory:
             except (RuntimeError, MemoryError) as error:  # torch's OutOfMemoryError is a RuntimeError
                 if not is_out(error):
                     raise
-                self.too_large = min(tokens, failed()) if failed else tokens
+                self.too_large, self.foreseen = min(tokens, failed()) if failed else tokens, ""
                 log.warning(
                     "%d tokens at once do not fit into the memory of %s: %s", self.too_large, self.device, first_line(error)
                 )
@@ -62,8 +64,16 @@ class Memory:
 
     def refuse(self, tokens: int) -> Unmeasured:
         """The answer to a prompt that does not fit."""
-        before = f", as {self.too_large} before," if self.too_large and tokens > self.too_large else ""
-        return Unmeasured(outcome="out_of_memory", reason=f"{tokens} tokens{before} do not fit into the memory of {self.device}")
+        before = f", as {self.too_large} before," if self.too_large and tokens > self.too_large and not self.foreseen else ""
+        reason = f"{tokens} tokens{before} do not fit into the memory of {self.device}"
+        return Unmeasured(
+            outcome="out_of_memory", reason=reason + (f" and were not tried: {self.foreseen}" if self.foreseen else "")
+        )
+
+    def list_refused(self, sizes: Sequence[int], *, unheld: int = 0) -> dict[int, Unmeasured]:
+        """What is known not to fit of prompts of `sizes` tokens, of which so many are never held, by index: nothing is read for their sake."""
+        large = self.too_large
+        return {index: self.refuse(size) for index, size in enumerate(sizes) if large and size - unheld >= large}
 
     def settle(self, sizes: Sequence[int], answers: Sequence[Any]) -> list[Any]:
         """Answers to prompts of `sizes` tokens, where a length is measured whole or not at all.

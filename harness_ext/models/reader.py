@@ -151,6 +151,9 @@ class Reader:
                     answers = {**refused, **answers}
                 else:
                     pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
+                answers = {**self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1), **answers}
+                remaining = dataclasses.replace(schedule, steps=tuple(reversed(pending)))
+                pending = list(reversed(prefix_tree.leave_out(remaining, answers)))
             if time.monotonic() - written > FLUSH or not pending:
                 come = run.answers()
                 new: dict[int, Answer] = {i: come[i] for i, count in enumerate(unread) if not count and i not in answers}

@@ -135,7 +135,8 @@ class Cuttable:
         """Nothing: the cache was written into."""
 
     def keep(self, tokens: int) -> None:
-        for layer in self.cache.layers:  # not the cache's own `crop`: a forward that failed has come to some layers and not to others
+        # Not the cache's own `crop`: a forward that failed has come to some layers and not to others.
+        for layer in self.cache.layers:
             layer.crop(min(0, tokens - layer.get_seq_length()))
 
     def copied(self, rows: int = 1) -> Cuttable:

@@ -1,0 +1,73 @@
+"""Lengths that will not fit are known before they are tried: Linux gives out memory that it has not got, and ends the process that uses it.
+
+Only on the CPU; other devices refuse, and a refusal can be lived with (`memory`). What a length takes is read off a model without weights
+(`cards.find_need`), in a second, and only where it may be much.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+
+from harness_ext.errors import ModelError
+from harness_ext.models import machine
+from harness_ext.models.cards import find_need, guess_token
+from harness_ext.models.demand import SLACK
+from harness_ext.models.forward import SCORES, SMALLEST_CHUNK
+from harness_ext.models.inspection import build_without_weights
+from harness_ext.models.reader import Reader
+
+log = logging.getLogger(__name__)
+
+PLENTY = 8
+"""Times what the longest prompt takes at a guess; where so much is free, nothing is looked at."""
+
+
+def look_ahead(reader: Reader, sizes: Sequence[int]) -> None:
+    """Marks what will not fit of prompts of which `sizes` tokens are held, and lowers the chunk where only a smaller one fits."""
+    memory, model = reader.memory, reader.forward.model
+    free = machine.read_free(refused=False)
+    have = free.bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    longest = max(sizes, default=0)
+    if not memory.foresees or have > PLENTY * (4 * longest * guess_token(model) + 4 * SCORES):
+        return
+    bare = _strip(reader)
+    if bare is None:
+        return
+    whole = reader.sharing is None or reader.sharing.make is None
+    for size in sorted(set(sizes), reverse=True):
+        smallest = size if whole else min(size, SMALLEST_CHUNK)
+        needed = _weigh(bare, size, smallest)
+        if needed > have:
+            memory.too_large = min(size, memory.too_large or size)
+            memory.foreseen = (
+                f"{memory.too_large} tokens take {needed / 2**30:.2f} GiB by the plan, and {have / 2**30:.2f} GiB are free ({free.of}); "
+                "try_all=True tries all the same"
+            )
+            log.warning("%s", memory.refuse(size).reason)
+            continue
+        while not whole and reader.chunk > SMALLEST_CHUNK and _weigh(bare, size, min(size, reader.chunk)) > have:
+            reader.chunk = reader.smallest = max(SMALLEST_CHUNK, reader.chunk // 2)
+            log.warning("%d tokens fit only in smaller pieces: %d tokens at a time", size, reader.chunk)
+        return
+
+
+def _strip(reader: Reader) -> torch.nn.Module | None:
+    """The model without its weights, in the type it computes in; None where none can be built of its config."""
+    config = copy.deepcopy(reader.forward.model.config)
+    config._attn_implementation = "sdpa" if "sdpa" in str(config._attn_implementation) else config._attn_implementation
+    try:
+        bare: torch.nn.Module = build_without_weights(config).to(reader.forward.dtype)
+    except ModelError:
+        return None
+    return bare
+
+
+def _weigh(bare: torch.nn.Module, size: int, chunk: int) -> int:
+    """Bytes that a prompt takes beside the weights, read `chunk` at a time."""
+    need, (times, more) = find_need(bare, size, chunk), SLACK["cpu"]
+    return int(need.cache + times * need.reading + more)
