@@ -526,7 +526,9 @@ class HFExtrapolate(HFLM):
         if found.get("max_memory") and max_memory_per_gpu is None and isinstance(found["device_map"], str):
             chunk = self._chunk or ELSEWHERE
             method = self._method
-            longest = self._asked_length or cards.find_longest(self.config, self._window, lifted=bool(method and method.lifts_limit))
+            longest = self._asked_length or cards.find_longest(
+                self.config, self._window, lifted=bool(method and method.lifts_limit)
+            )
             found["max_memory"] = cards.leave_room(
                 self.config, self._loading, found["max_memory"], tokens=longest, chunk=chunk, rows=self._rows
             )
