@@ -198,6 +198,25 @@ def test_reference_models_are_seen_and_all_attention_goes_somewhere(name: str, e
             )  # reads what it carries on
 
 
+def shares_of(evaluate: Any, model: str, span: str = "needle", **metadata: Any) -> dict[tuple[str, int], list[str]]:
+    """(Arm, length) → the heads' shares, a string a layer."""
+    found = evaluate(HFExtrapolate(f"reference/{model}", device="cpu"), ["extrapolate_why"], samples=1, **metadata)
+    return {(cell["arm"], cell["length"]): cell[span] for cell in found["config"]["attention"]["cells"]}
+
+
+def test_to_clipped_distances_a_stretched_prompt_looks_the_same_however_far(evaluate: Any) -> None:
+    found = shares_of(evaluate, "relative", arms=["stretched"], multiples=[2, 8], depths=[0.5])
+    assert found["stretched", 512] == found["stretched", 2048]
+
+
+def test_what_is_out_of_reach_of_segments_is_not_attended_to(evaluate: Any) -> None:
+    """Reach: 192 positions of memory, and the segment."""
+    found = shares_of(evaluate, "transformer-xl", arms=["long"], multiples=[2], depths=[0])
+    assert found["long", 512] == ["0.0000 0.0000 0.0000 0.0000"] * 2
+    near = shares_of(evaluate, "transformer-xl", arms=["long"], multiples=[2], depths=[1])
+    assert max(map(float, " ".join(near["long", 512]).split())) > 0.9
+
+
 def test_slots_of_a_memory_are_no_tokens(evaluate: Any) -> None:
     found = evaluate(HFExtrapolate("reference/memformer", device="cpu"), ["extrapolate_why"], **SMALL)["config"]["attention"]
     assert (found["outcome"], "memory" in found["reason"]) == ("not_seen", True)

@@ -187,7 +187,14 @@ def _multiples() -> Any:
     import altair as alt
 
     x = alt.X("multiple:Q", title="× trained length").scale(type="log", base=2, nice=False)
-    return x.axis(labelExpr="format(datum.value, '.3~g') + '×'", values=PLACES, grid=False, labelOverlap="greedy")
+    return x.axis(
+        labelExpr="format(datum.value, '.3~g') + '×'",
+        values=PLACES,
+        grid=False,
+        labelOverlap="greedy",
+        labelFlush=False,
+        labelFontSize=9,
+    )
 
 
 def _quiet(y: Any) -> Any:
@@ -212,7 +219,7 @@ def _in_panels(chart: Any, panels: Sequence[str], columns: int) -> Spec:
     import altair as alt
 
     header = alt.Header(labelFontSize=11, labelPadding=4)
-    sized = chart.properties(width=150, height=90)
+    sized = chart.properties(width=170, height=90)
     facet = alt.Facet("panel:N", title=None, sort=list(panels), header=header)
     return _strip(sized.facet(facet=facet, columns=columns, data=alt.NamedData("points"), spacing=18))
 
