@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
@@ -84,6 +87,44 @@ def test_the_largest_share_of_a_sweep_is_near_the_mean(
         loads = [weigh([prompts[index] for index in part], even) for part in dealt]
         assert max(loads) <= most * sum(loads) / parts, parts
         assert sum(loads) <= 1.15 * weigh(prompts, even)  # what is read twice, since it is shared across a cut
+
+
+def answer_together(rank: int, folder: str, model: str) -> None:
+    """One of two processes: its answers to its own prompts. In the second, 60 tokens do not fit."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    lm = HFExtrapolate(pretrained=model, device="cpu", dtype="float32")
+    lm._ranks = Ranks(rank, 2)
+    forward = lm.model.forward
+
+    def limited(*given: Any, **options: Any) -> Any:
+        if rank and options["past_key_values"].get_seq_length() + given[0].shape[1] > 60:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(*given, **options)
+
+    lm._reader.prepare(100)
+    lm.model.forward = limited
+    found = [*lm._loglikelihood_tokens(PROMPTS[rank], disable_tqdm=True)]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+PROMPTS: list[list[Any]] = [
+    [(None, [seed + rank] * 10 + [7] * (size - 10), [8, 9]) for seed in (20, 40) for size in (20, 40, 80)] for rank in (0, 1)
+]
+
+
+def test_an_outcome_in_one_process_is_every_processs_and_other_answers_go_back_to_who_asked(saved: Any, tmp_path: Path) -> None:
+    model = str(saved("llama"))
+    torch.multiprocessing.spawn(answer_together, (str(tmp_path), model), nprocs=2)
+    alone = HFExtrapolate(pretrained=model, device="cpu", dtype="float32")
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        expected = alone._loglikelihood_tokens(PROMPTS[rank], disable_tqdm=True)
+        for (_, context, _), answer, known in zip(PROMPTS[rank], found, expected, strict=True):
+            if len(context) == 80:
+                assert answer[0] == "out_of_memory"
+            else:
+                assert answer == [pytest.approx(known[0], abs=1e-4), known[1]]
 
 
 def test_one_process_keeps_its_prompts_and_their_order() -> None:

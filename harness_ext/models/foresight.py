@@ -38,7 +38,7 @@ def look_ahead(reader: Reader, sizes: Sequence[int]) -> None:
     bare = _strip(reader)
     if bare is None:
         return
-    whole = reader.sharing is None or reader.sharing.make is None
+    whole = reader.sharing is not None and reader.sharing.make is None
     for size in sorted(set(sizes), reverse=True):
         smallest = size if whole else min(size, SMALLEST_CHUNK)
         needed = _weigh(bare, size, smallest)

@@ -373,11 +373,13 @@ class HFExtrapolate(HFLM):
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
+        if self.backend == "causal" and any(map(_is_greedy, settings)):
+            self._prepare(longest, longest)
+            self._can_generate(longest)
         foresight.look_ahead(self._reader, sizes)
-        answers: list[Any]
         groups = self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings])
         refused = self._memory.list_refused(sizes)
-        answers = [refused.get(index) for index in range(len(sizes))]
+        answers: list[Any] = [refused.get(index) for index in range(len(sizes))]
         for dealt in self._deal(self._ranks, contexts, groups, [asked["max_gen_toks"] for asked in settings]):
             group = [index for index in dealt if index not in refused]
             if not group:
