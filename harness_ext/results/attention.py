@@ -221,7 +221,7 @@ def _in_panels(chart: Any, panels: Sequence[str], columns: int) -> Spec:
     header = alt.Header(labelFontSize=11, labelPadding=4)
     sized = chart.properties(width=170, height=90)
     facet = alt.Facet("panel:N", title=None, sort=list(panels), header=header)
-    return _strip(sized.facet(facet=facet, columns=columns, data=alt.NamedData("points"), spacing=18))
+    return _strip(sized.facet(facet=facet, columns=columns, data=alt.NamedData("points"), spacing={"row": 18, "column": 34}))
 
 
 def _strip(chart: Any) -> Spec:
