@@ -216,7 +216,7 @@ class Counting:
         self._notes = weakref.proxy(notes)
         self.model, self.device, self.vocabulary = forward.model, forward.device, forward.vocabulary
 
-    def __call__(self, tokens: Tensor, state: Held | None, wanted: Sequence[int]) -> None:
+    def __call__(self, tokens: Tensor, state: Held | None, wanted: Sequence[int], positions: Tensor | None = None) -> None:
         rows, count = tokens.shape
         start = state.tokens if state is not None else 0
         if state is not None:
