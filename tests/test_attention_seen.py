@@ -139,6 +139,18 @@ def test_a_row_that_does_not_give_what_the_attention_put_out_is_not_believed(mon
     assert "is not what softmax(q·Kᵀ) gives" in seen.why_not
 
 
+@pytest.mark.parametrize(("method", "is_seen"), [("temperature", True), ("yarn", True), ("self-extend", False)])
+def test_an_extension_is_seen_as_it_attends_or_not_at_all(method: str, is_seen: bool) -> None:
+    """Temperature turns scores up in front of the model's attention; self-extend puts its own in place."""
+    options = {"temperature": 1.3} if method == "temperature" else {"factor": 2}
+    plain, _ = watched(build("llama"), prompts()[:3])
+    seen, _ = watched(build("llama"), prompts()[:3], extend=method, max_length=2 * LENGTH, **options)
+    assert bool(seen.why_not) != is_seen
+    if is_seen:
+        place = ("t", "long", 0)
+        assert float((seen.cells[place].layers[0] - plain.cells[place].layers[0]).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "jamba"])
 def test_watching_changes_no_answer(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, answers = watched(build(family), prompts())
