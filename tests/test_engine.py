@@ -187,7 +187,7 @@ def test_what_has_no_room_in_memory_is_an_outcome_and_shorter_prompts_are_measur
     ("error", "outcome"),
     [
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
-        (RuntimeError("EngineCore died"), "interrupted"),
+        (RuntimeError("EngineCore died"), "backend_error"),
     ],
 )
 def test_an_engine_that_fails_over_a_length_is_started_again_for_the_others(
@@ -217,7 +217,7 @@ def test_an_engine_with_little_memory_that_fails_is_started_again_with_all_the_m
     model.lift(longest(host, requests))
     found = model.loglikelihood(requests)
     same(found[:8], host.loglikelihood(requests[:8]))
-    assert [answer.outcome for answer in found[8:]] == ["interrupted"] * 4 + ["out_of_memory"] * 4
+    assert [answer.outcome for answer in found[8:]] == ["backend_error"] * 4 + ["out_of_memory"] * 4
 
 
 def test_a_prompt_that_the_engine_cuts_has_no_score(backend: Any, saved: Any) -> None:

@@ -129,8 +129,8 @@ def test_an_answer_to_other_tokens_or_without_a_number_is_no_score() -> None:
     right = [(None, 1, None), (-0.5, 2, None), (-1.0, 3, None)]
     tops = [None, [(-0.5, 2, None)], [(-0.1, 9, None)]]
     assert _read_score([1, 2, 3], 1, output(right, tops)) == (-1.5, False)
-    assert _read_score([1, 2, 3], 1, output([*right[:2], (-1.0, 4, None)], tops)).outcome == "interrupted"
-    assert _read_score([1, 2, 3], 1, output([*right[:2], (float("nan"), 3, None)], tops)).outcome == "interrupted"
+    assert _read_score([1, 2, 3], 1, output([*right[:2], (-1.0, 4, None)], tops)).outcome == "backend_error"
+    assert _read_score([1, 2, 3], 1, output([*right[:2], (float("nan"), 3, None)], tops)).outcome == "backend_error"
     assert _read_score([1, 2, 3], 1, output(right, tops, prompt_tokens=2)).outcome == "backend_limit"
     given_up = output(right, tops, finish_reason={"type": "abort", "message": "out of pages"})
     found = _find_cut([1, 2, 3], given_up)

@@ -109,9 +109,9 @@ def test_scored_prompts_read_the_prefix_cache_unless_their_answer_is_in_it(vllm:
 def test_a_place_without_a_number_is_no_score() -> None:
     place = {5: SimpleNamespace(logprob=float("nan"))}
     output = SimpleNamespace(prompt_token_ids=[3, 5], prompt_logprobs=[None, place])
-    assert _read_score([3, 5], 1, output).outcome == "interrupted"
+    assert _read_score([3, 5], 1, output).outcome == "backend_error"
     output.prompt_logprobs = [None, {4: SimpleNamespace(logprob=-1.0)}]
-    assert _read_score([3, 5], 1, output).outcome == "interrupted"
+    assert _read_score([3, 5], 1, output).outcome == "backend_error"
     output.prompt_logprobs = [None, {5: SimpleNamespace(logprob=-1.0), 4: SimpleNamespace(logprob=-0.5)}]
     assert _read_score([3, 5], 1, output) == (-1.0, False)
 

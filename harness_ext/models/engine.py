@@ -220,11 +220,7 @@ class EngineModel(abc.ABC):
         def score(indices: Sequence[int]) -> list[Likelihood]:
             return self._score([sequences[index] for index in indices], [starts[index] for index in indices])
 
-        def keep(index: int, answer: Likelihood) -> None:
-            if requests[index][0] is not None:
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)  # type: ignore[attr-defined]
-
-        return self._ask_all(list(map(len, sequences)), sequences, score, keep, quiet=disable_tqdm, name="loglikelihood")
+        return self._ask_all(list(map(len, sequences)), sequences, score, quiet=disable_tqdm, name="loglikelihood")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm_eval's, in windows of the user's `max_length` or the trained length. Raises ModelError where a window has no answer."""
@@ -253,10 +249,7 @@ class EngineModel(abc.ABC):
                 for index, text in zip(indices, found, strict=True)
             ]
 
-        def keep(index: int, answer: str) -> None:
-            self.cache_hook.add_partial("generate_until", requests[index].args, answer)  # type: ignore[attr-defined]
-
-        found = self._ask_all(sizes, prompts, write, keep, quiet=disable_tqdm, name="generate_until")
+        found = self._ask_all(sizes, prompts, write, quiet=disable_tqdm, name="generate_until")
         return [check_understood(request, answer) for request, answer in zip(requests, found, strict=True)]
 
     # ------------------------------------------------------------------ asking
@@ -266,7 +259,6 @@ class EngineModel(abc.ABC):
         sizes: Sequence[int],
         sequences: Sequence[list[int]],
         ask: Callable[[Sequence[int]], list[Any]],
-        keep: Callable[[int, Any], None],
         *,
         quiet: bool,
         name: str,
@@ -284,8 +276,6 @@ class EngineModel(abc.ABC):
             for index, answer in zip(batch, self._ask(batch, sizes, ask), strict=True):
                 if isinstance(answer, Unmeasured) and not self._knows_outcomes:
                     raise ModelError(f"{answer.reason}; a sum over the others would be a false number")
-                if not isinstance(answer, Unmeasured):
-                    keep(index, answer)
                 found[index] = answer
         self._read["seconds"] += time.monotonic() - began
         return found
@@ -333,7 +323,7 @@ class EngineModel(abc.ABC):
         except ModelError as error:
             if not again:
                 raise
-            self._broken = Unmeasured("interrupted", str(error))
+            self._broken = Unmeasured("backend_error", str(error))
             return dict.fromkeys(indices, self._broken)
         answers = ask(indices)
         self._read["asked"] += sum(sizes[index] for index in indices)
@@ -446,7 +436,7 @@ def _explain(error: BaseException, engine: str) -> Unmeasured:
     if any(memory.is_out(cause) for cause in chain):
         return Unmeasured("out_of_memory", said)
     too_long = any(words in str(cause) for cause in chain for words in TOO_LONG)
-    return Unmeasured("backend_limit" if too_long else "interrupted", said)
+    return Unmeasured("backend_limit" if too_long else "backend_error", said)
 
 
 TOO_LONG = ("longer than the maximum model length", "exceeds the maximum allowed length", "context length")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
@@ -43,8 +41,8 @@ from harness_ext.models.progress import find_even_position
 from harness_ext.models.ranks import ALONE, Ranks, add_up
 from harness_ext.models.reader import Answer, Reader
 from harness_ext.models.state import State
+from harness_ext.models.tokenising import TokenisingHFLM
 from harness_ext.models.watching import Seen, Watcher, describe
-from harness_ext.token_count import TokenCount
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +51,9 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 CHUNK = {"cpu": 512}
 """Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
 ELSEWHERE = 2048
-LONG_TEXT = 1000
-"""Characters; shorter texts are tokenised whole."""
 
 
-class HFExtrapolate(HFLM):
+class HFExtrapolate(TokenisingHFLM):
     """A transformers model whose `max_length` is lifted to what the tasks ask.
 
     `trained_length`: tokens; read from the config where not given. `max_length`: the longest prompt to run; without it, as
@@ -106,7 +102,7 @@ class HFExtrapolate(HFLM):
         if options.get("device_map"):  # which HFLM drops without a word where it is not told to `parallelize`
             options["parallelize"] = True
         super().__init__(name, max_length=max_length, **options)
-        self._stop_appending_eos()
+        self.stop_appending_eos()
         if hasattr(self, "accelerator"):  # HFLM deals to the cards of one machine only: others would each run everything
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._ranks = Ranks(self.rank, self.world_size)
@@ -535,65 +531,6 @@ class HFExtrapolate(HFLM):
                 self.config, self._loading, found["max_memory"], tokens=longest, chunk=chunk, rows=self._rows
             )
         return found
-
-    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
-        try:
-            super()._create_tokenizer(pretrained, tokenizer, **options)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(
-                f"the tokenizer of {tokenizer or pretrained!r} cannot be read: {first_line(error)}; name one with tokenizer=…"
-            ) from error
-        # Its limit is only a warning, and one that says the opposite of what this class is for.
-        self.tokenizer.model_max_length = int(1e30)
-
-    def _stop_appending_eos(self) -> None:
-        """An EOS after the prompt would stand between the question and its answer, and shift what is scored."""
-        self._appended = 0
-        if self.backend != "causal":
-            return
-        ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
-        self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids)))) if bare else 0
-        if self._appended:
-            log.warning(
-                "the tokenizer ends each text with %r; left off, since the answer follows",
-                self.tokenizer.decode(ids[-self._appended :]),
-            )
-
-    @property
-    def eot_token_id(self) -> int:
-        """EOS, or what stands for it in a tokenizer that has none (HFLM cannot tokenise with such a one)."""
-        tokenizer = self.tokenizer
-        known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
-        return int(next(token for token in known if token is not None))
-
-    @property
-    def prefix_token_id(self) -> int:
-        """What goes before an empty context."""
-        known = (self.custom_prefix_token_id, self.tokenizer.bos_token_id, self.tokenizer.cls_token_id, self.eot_token_id)
-        return int(next(token for token in known if token is not None))
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """HFLM's, without the special tokens that the tokenizer puts at the end; of a long text, each sentence is tokenised once."""
-        if len(string) < LONG_TEXT or add_special_tokens is not None or options:
-            return self._tok_encode(string, add_special_tokens=add_special_tokens, **options)
-        return self._known.ids(string, self._tok_encode)
-
-    @functools.cached_property
-    def _known(self) -> TokenCount:
-        return TokenCount(self.tokenizer)
-
-    def _tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        ids = list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
-        appended = getattr(self, "_appended", 0)
-        if not appended or add_special_tokens is False or ids == self.tokenizer.encode(string, add_special_tokens=False):
-            return ids
-        return ids[:-appended]
-
-    def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """HFLM's, without the special tokens that the tokenizer puts at the end; (batch, tokens) each."""
-        ids, mask = super().tok_batch_encode(strings, **options)
-        appended = getattr(self, "_appended", 0)
-        return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
 
 
 def _keep_measured(keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:

@@ -199,7 +199,7 @@ def _find_cut(ids: Sequence[int], output: Any) -> Unmeasured | None:
     said = output["meta_info"]
     finish = said.get("finish_reason") or {}
     if isinstance(finish, dict) and finish.get("type") == "abort":
-        return Unmeasured("interrupted", f"SGLang gave the prompt up: {finish.get('message') or 'without a reason'}")
+        return Unmeasured("backend_error", f"SGLang gave the prompt up: {finish.get('message') or 'without a reason'}")
     read = said.get("prompt_tokens")
     if read is None or read == len(ids):
         return None
@@ -215,6 +215,6 @@ def _read_score(ids: list[int], start: int, output: Any) -> Likelihood:
     places = output["meta_info"]["input_token_logprobs"][-len(answer) :]  # (log-probability, token, its text)
     tops = output["meta_info"]["input_top_logprobs"][-len(answer) :]
     if [token for _, token, *_ in places] != answer or any(value is None or math.isnan(value) for value, *_ in places):
-        return Unmeasured("interrupted", "SGLang gave no log-probability for a token of the answer")
+        return Unmeasured("backend_error", "SGLang gave no log-probability for a token of the answer")
     greedy = all(bool(top) and max(top)[1] == token for token, top in zip(answer, tops, strict=True))
     return float(sum(value for value, *_ in places)), greedy

@@ -243,6 +243,6 @@ def _read_score(ids: list[int], start: int, output: Any) -> Likelihood:
     ]  # {token: Logprob} of the token that stands there and of the likeliest; none of what was cached
     found = [{token: float(getattr(value, "logprob", value)) for token, value in place.items()} for place in places]
     if len(found) != len(answer) or any(math.isnan(place.get(token, math.nan)) for token, place in zip(answer, found, strict=True)):
-        return Unmeasured("interrupted", "vLLM gave no log-probability for a token of the answer")
+        return Unmeasured("backend_error", "vLLM gave no log-probability for a token of the answer")
     greedy = all(max(place, key=lambda known: place[known]) == token for token, place in zip(answer, found, strict=True))
     return sum(place[token] for token, place in zip(answer, found, strict=True)), greedy

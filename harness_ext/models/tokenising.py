@@ -1,0 +1,83 @@
+"""lm_eval's `hf` as to its tokenizer: nothing is put after a prompt, long texts are tokenised sentence by sentence, and one without EOS will do."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from harness_ext.errors import ModelError
+from harness_ext.model_view import first_line
+from harness_ext.token_count import TokenCount
+
+log = logging.getLogger(__name__)
+
+LONG_TEXT = 1000
+"""Characters; shorter texts are tokenised whole."""
+
+
+class TokenisingHFLM(HFLM):
+    """What `hf-extrapolate` changes of how HFLM tokenises."""
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **options: Any) -> None:
+        try:
+            super()._create_tokenizer(pretrained, tokenizer, **options)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"the tokenizer of {tokenizer or pretrained!r} cannot be read: {first_line(error)}; name one with tokenizer=…"
+            ) from error
+        # Its limit is only a warning, and one that says the opposite of what this class is for.
+        self.tokenizer.model_max_length = int(1e30)
+
+    def stop_appending_eos(self) -> None:
+        """An EOS after the prompt would stand between the question and its answer, and shift what is scored."""
+        self._appended = 0
+        if self.backend != "causal":
+            return
+        ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
+        self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids)))) if bare else 0
+        if self._appended:
+            log.warning(
+                "the tokenizer ends each text with %r; left off, since the answer follows",
+                self.tokenizer.decode(ids[-self._appended :]),
+            )
+
+    @property
+    def eot_token_id(self) -> int:
+        """EOS, or what stands for it in a tokenizer that has none (HFLM cannot tokenise with such a one)."""
+        tokenizer = self.tokenizer
+        known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
+        return int(next(token for token in known if token is not None))
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What goes before an empty context."""
+        known = (self.custom_prefix_token_id, self.tokenizer.bos_token_id, self.tokenizer.cls_token_id, self.eot_token_id)
+        return int(next(token for token in known if token is not None))
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """HFLM's, without the special tokens that the tokenizer puts at the end; of a long text, each sentence is tokenised once."""
+        if len(string) < LONG_TEXT or add_special_tokens is not None or options:
+            return self._tok_encode(string, add_special_tokens=add_special_tokens, **options)
+        return self._known.ids(string, self._tok_encode)
+
+    @functools.cached_property
+    def _known(self) -> TokenCount:
+        return TokenCount(self.tokenizer)
+
+    def _tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        ids = list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
+        appended = getattr(self, "_appended", 0)
+        if not appended or add_special_tokens is False or ids == self.tokenizer.encode(string, add_special_tokens=False):
+            return ids
+        return ids[:-appended]
+
+    def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """HFLM's, without the special tokens that the tokenizer puts at the end; (batch, tokens) each."""
+        ids, mask = super().tok_batch_encode(strings, **options)
+        appended = getattr(self, "_appended", 0)
+        return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
