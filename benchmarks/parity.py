@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -46,8 +47,8 @@ def list_rows(dtypes: Sequence[str], longest: int, *, few: bool) -> list[Row]:
             Row("`hf-extrapolate`", "hf-extrapolate", dtype, ""),
             Row("`hf-extrapolate`, `--batch_size 4`", "hf-extrapolate", dtype, "", ("--batch_size", "4")),
             Row("`hf-extrapolate`, `exact=True`", "hf-extrapolate", dtype, ",exact=True"),
-            Row("`hf-extrapolate`, 2 accelerate processes", "hf-extrapolate", dtype, "", processes=2),
-            Row("`hf-extrapolate`, 4 accelerate processes", "hf-extrapolate", dtype, "", processes=4),
+            Row("`hf-extrapolate`, 2 processes (`torchrun`)", "hf-extrapolate", dtype, "", processes=2),
+            Row("`hf-extrapolate`, 4 processes (`torchrun`)", "hf-extrapolate", dtype, "", processes=4),
             Row("`api-extrapolate`, token ids", "api-extrapolate", dtype, ""),
             Row("`api-extrapolate`, texts, 4 at a time", "api-extrapolate", dtype, ",tokenized_requests=False,num_concurrent=4"),
         ]
@@ -73,15 +74,15 @@ def serving(folder: str, dtype: str) -> Iterator[str]:
 def run(row: Row, folder: str, tasks: str, metadata: str, out: Path) -> dict[tuple[str, str, str], Answer]:
     """(task, prompt's fingerprint, values) → the answer to it."""
     if not list(out.rglob("samples_*.jsonl")):
-        launcher = (
-            [] if row.processes == 1 else ["accelerate.commands.launch", "--cpu", "--num_processes", str(row.processes), "-m"]
-        )
+        # `accelerate launch --cpu --num_processes N` starts one process, whatever N (accelerate 1.15).
+        launcher = [] if row.processes == 1 else ["torch.distributed.run", "--nproc-per-node", str(row.processes), "-m"]
         with serving(folder, row.dtype) if row.model == "api-extrapolate" else contextlib.nullcontext("") as address:
             given = f"base_url={address},model=served,tokenizer={folder}" if address else f"pretrained={folder},dtype={row.dtype}"
             command = [sys.executable, "-m", *launcher, "lm_eval", "--model", row.model, "--model_args", given + row.arguments]
             command += ["--tasks", tasks, "--metadata", metadata, "--output_path", str(out), "--log_samples", *row.options]
             command += [] if address else ["--device", "cpu"]
-            ran = subprocess.run(command, capture_output=True, text=True, check=False)
+            environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+            ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if ran.returncode:
             sys.exit(f"{' '.join(command)}\n{ran.stderr[-3000:]}")
     found = {}
