@@ -26,7 +26,7 @@ EXTENSIONS = {
 SMOLLM2 = "SmolLM2-135M-Instruct"
 LONG = {"lengths": [512, 1024, 2048, 4096, 8192, 12288], "samples": 4, "depths": 3}
 FAR = {"multiples": [1, 2, 4, 8, 16, 32, 64, 128], "arms": ["stretched", "shifted"], "samples": 10}
-NEAR = {"multiples": [1, 1.5], "arms": ["long", "stretched", "packed", "shifted"], "samples": 4, "depths": 3}
+NEAR = {"multiples": [1, 1.5], "arms": ["long", "stretched", "packed"], "samples": 4, "depths": [0.5]}
 EXTENDED = {"lengths": [4096, 12288], "samples": 3, "depths": 3}
 
 

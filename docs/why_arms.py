@@ -28,7 +28,10 @@ RELATIVE = ("reference/rope", "reference/alibi", "reference/relative")
 HEAD = """\
 The same needles, on prompts in which only one thing is new ([method.md](method.md)): *stretched*, few tokens at the positions of a long prompt; *packed*, all its tokens at
 positions of the trained range; *emptied*, one word over and over for filler; *shifted*, a short prompt further on. What is lost at a length is shared out among unseen
-positions, the number of tokens, and what the filler says; the shares sum to what is lost."""
+positions, the number of tokens, and what the filler says; the shares sum to what is lost. Where attention goes meanwhile: [attention.md](attention.md)."""
+FAR = """\
+Each prompt has the same 162 tokens, whatever length it stands for: 80 of them (`--metadata '{"arms": ["stretched", "shifted"], "multiples": [1, 2, 4, 8, 16, 32, 64, 128], "samples": 1}'`), out to 1,048,576 positions, take SmolLM2-135M
+43 s on two idle cores, 19 of them in the model."""
 COMMAND = """\
 ```
 python benchmarks/records.py OUT --publish --only rope-why learned-why …   # the runs: lm_eval --tasks extrapolate_why
@@ -85,6 +88,7 @@ def write_arms(experiments: Sequence[Experiment]) -> Iterator[str]:
     if far:
         yield "Positions alone, as far as they go:"
         yield from (show_far(one) for one in far)
+        yield FAR
     yield COMMAND
 
 
