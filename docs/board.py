@@ -26,10 +26,10 @@ control without filler. The effective length is NoLiMa's, 85 % of the score with
 
 def write_page(runs: Sequence[Run]) -> str:
     """A table for each task."""
-    names = sorted({task.evaluation_name for run in runs for task in run.tasks})
+    names = sorted({task.evaluation_name for run in runs for task in run.tasks if task.curve.points})
     parts = [HEAD]
     for name in names:
-        rows = [(run, task) for run in runs for task in run.tasks if task.evaluation_name == name]
+        rows = [(run, task) for run in runs for task in run.tasks if task.evaluation_name == name and task.curve.points]
         parts += [f"## {name}", *tabulate(rows)]
     return "\n\n".join(parts) + "\n"
 

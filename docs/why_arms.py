@@ -30,8 +30,9 @@ The same needles, on prompts in which only one thing is new ([method.md](method.
 positions of the trained range; *emptied*, one word over and over for filler; *shifted*, a short prompt further on. What is lost at a length is shared out among unseen
 positions, the number of tokens, and what the filler says; the shares sum to what is lost. Where attention goes meanwhile: [attention.md](attention.md)."""
 FAR = """\
-Each prompt has the same 162 tokens, whatever length it stands for: 80 of them (`--metadata '{"arms": ["stretched", "shifted"], "multiples": [1, 2, 4, 8, 16, 32, 64, 128], "samples": 1}'`), out to 1,048,576 positions, take SmolLM2-135M
-43 s on two idle cores, 19 of them in the model."""
+Each prompt has the same 163 tokens, whatever length it stands for: 80 of them (`--metadata '{"arms": ["stretched", "shifted"], "multiples": [1, 2, 4, 8, 16, 32, 64, 128], "samples": 1}'`), out to 1,048,576 positions, take SmolLM2-135M
+43 s on two idle cores, 19 of them in the model. A shift does nothing, as in any rotary model. A stretch to twice the trained length takes all answers, those too whose needle stands right before the question: what stands far then is the beginning of the
+prompt alone, on which much of this model's attention rests ([attention.md](attention.md)). At 1.5× above the needle stands in the middle, within the trained distance of the question, and stretched prompts are answered: four prompts a score, so no more than a look."""
 COMMAND = """\
 ```
 python benchmarks/records.py OUT --publish --only rope-why learned-why …   # the runs: lm_eval --tasks extrapolate_why
