@@ -112,3 +112,15 @@ class TokenCount:
             [piece for piece, _ in self._fast.pre_tokenizer.pre_tokenize_str(text)] for text in (before, after, before + after)
         ]
         return pieces[0] + pieces[1] == pieces[2]
+
+
+def count_appended(tokenizer: Any) -> int:
+    """Tokens that a tokenizer puts after every text, such as EOS: an answer follows, so they are left off."""
+    ids, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    return len(list(itertools.takewhile(lambda token: token not in bare, reversed(ids)))) if bare else 0
+
+
+def find_end(tokenizer: Any) -> int:
+    """EOS, or what stands for it in a tokenizer that has none."""
+    known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
+    return int(next(token for token in known if token is not None))

@@ -34,7 +34,7 @@ from harness_ext.models.ceiling import Ceiling
 from harness_ext.models.journal import Journal, keeping, name_scope
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.served import Bounds, Server, check_url
-from harness_ext.token_count import TokenCount
+from harness_ext.token_count import TokenCount, count_appended
 
 log = logging.getLogger(__name__)
 
@@ -503,9 +503,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
 
     @functools.cached_property
     def _appended(self) -> int:
-        """Tokens that the tokenizer puts after every text: the answer follows, so they are left off."""
-        ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
-        return len(ids) - 1 - max(place for place, token in enumerate(ids) if token in bare) if bare else 0
+        return count_appended(self.tokenizer)
 
     @functools.cached_property
     def _known(self) -> TokenCount:

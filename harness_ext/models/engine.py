@@ -33,7 +33,7 @@ from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.extension import find_method
 from harness_ext.models.extensions.method import Setting
 from harness_ext.models.outcomes import check_understood
-from harness_ext.token_count import TokenCount
+from harness_ext.token_count import TokenCount, count_appended, find_end
 
 log = logging.getLogger(__name__)
 
@@ -377,9 +377,7 @@ class EngineModel(abc.ABC):
     @property
     def eot_token_id(self) -> int:
         """EOS, or what stands for it in a tokenizer that has none; as `hf-extrapolate` has it."""
-        tokenizer = self.tokenizer
-        known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
-        return int(next(token for token in known if token is not None))
+        return find_end(self.tokenizer)
 
     @property
     def prefix_token_id(self) -> int:
@@ -407,9 +405,7 @@ class EngineModel(abc.ABC):
 
     @functools.cached_property
     def _appended(self) -> int:
-        """Tokens that the tokenizer puts after every text: the answer follows, so they are left off."""
-        ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
-        return len(list(itertools.takewhile(lambda token: token not in bare, reversed(ids)))) if bare else 0
+        return count_appended(self.tokenizer)
 
     @functools.cached_property
     def _known(self) -> TokenCount:

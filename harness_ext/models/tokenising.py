@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 from typing import Any
 
@@ -12,7 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import ModelError
 from harness_ext.model_view import first_line
-from harness_ext.token_count import TokenCount
+from harness_ext.token_count import TokenCount, count_appended, find_end
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +37,17 @@ class TokenisingHFLM(HFLM):
         self._appended = 0
         if self.backend != "causal":
             return
-        ids, bare = self.tokenizer.encode("a"), self.tokenizer.encode("a", add_special_tokens=False)
-        self._appended = len(list(itertools.takewhile(lambda i: i not in bare, reversed(ids)))) if bare else 0
+        self._appended = count_appended(self.tokenizer)
         if self._appended:
             log.warning(
                 "the tokenizer ends each text with %r; left off, since the answer follows",
-                self.tokenizer.decode(ids[-self._appended :]),
+                self.tokenizer.decode(self.tokenizer.encode("a")[-self._appended :]),
             )
 
     @property
     def eot_token_id(self) -> int:
         """EOS, or what stands for it in a tokenizer that has none (HFLM cannot tokenise with such a one)."""
-        tokenizer = self.tokenizer
-        known = (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id, 0)
-        return int(next(token for token in known if token is not None))
+        return find_end(self.tokenizer)
 
     @property
     def prefix_token_id(self) -> int:
