@@ -208,7 +208,7 @@ def test_what_is_left_stands_on_the_same_tokens_computed_by_the_same_steps(
     batch = Batch(rows=data.draw(st.integers(1, 4)), tokens=data.draw(st.integers(0, 60)), leaves=data.draw(st.integers(0, 20)))
     schedule = plan(sequences, wanted, batch if cut else Batch(), cut=cut)
     known = set(data.draw(st.lists(st.integers(0, len(sequences) - 1))))
-    steps = leave_out(schedule, known)
+    steps = leave_out(schedule.steps, known)
     assert [step for step in schedule.steps if step in steps] == list(steps)
     written = {id(step): _below(schedule.steps, number) for number, step in enumerate(schedule.steps)}
     for number, step in enumerate(steps):
@@ -239,4 +239,4 @@ def _below(steps: Any, number: int) -> list[int]:
 
 def test_whole_prompts_that_are_known_are_left_out() -> None:
     schedule = plan_whole([[1, 2], [3], [4, 5, 6]], [0, 0, 0], Batch(rows=2, tokens=100))
-    assert [step.rows for step in leave_out(schedule, {2, 0})] == [(1,)]
+    assert [step.rows for step in leave_out(schedule.steps, {2, 0})] == [(1,)]

@@ -145,30 +145,34 @@ def plan_whole(sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch:
     return Schedule(steps=tuple(steps), asked=sum(lengths), computed=sum(lengths), longest=max(lengths, default=0), copies=0)
 
 
-def leave_out(schedule: Schedule, known: Container[int]) -> tuple[Step, ...]:
+def leave_out(steps: Sequence[Step], known: Container[int]) -> tuple[Step, ...]:
     """The steps that still have to be run where the answers of the sequences `known` are there already.
 
     A step is run if it reads for another sequence, or if one that is run stands on tokens that it computed. It is run as it stands, so
     that every token is computed in the same company as without `known`, and every answer is the same to the last bit.
     """
-    wanted = [any(read.sequence not in known for read in step.reads) for step in schedule.steps]
-    for number in reversed(range(len(wanted))):
-        if wanted[number]:
-            for below in _find_below(schedule.steps, number):
-                wanted[below] = True
-    return tuple(step for step, is_wanted in zip(schedule.steps, wanted, strict=True) if is_wanted)
+    wanted = [any(read.sequence not in known for read in step.reads) for step in steps]
+    for number, parent in reversed([*enumerate(find_parents(steps))]):
+        if wanted[number] and parent >= 0:
+            wanted[parent] = True
+    return tuple(step for step, is_wanted in zip(steps, wanted, strict=True) if is_wanted)
 
 
-def _find_below(steps: Sequence[Step], number: int) -> Iterator[int]:
-    """The steps that computed what step `number` stands on; where caches are copied, all since the last that stood on nothing."""
-    copied = any(step.copy or step.resume for step in steps)
-    start = steps[number].start
-    while start and number:
-        number -= 1
-        step = steps[number]
-        if copied or (len(step.rows) == 1 and step.start < start):
-            yield number
-            start = step.start
+def find_parents(steps: Sequence[Step]) -> list[int]:
+    """The step that computed the last of the tokens that each step stands on, by number, −1 where it stands on nothing.
+
+    Where caches are copied, the step before it, since what that left is gone on from.
+    """
+    if any(step.copy or step.resume for step in steps):
+        return [number - 1 if step.start else -1 for number, step in enumerate(steps)]
+    parents, path = [], list[int]()
+    for number, step in enumerate(steps):
+        while path and steps[path[-1]].start >= step.start:
+            path.pop()
+        parents.append(path[-1] if path else -1)
+        if len(step.rows) == 1:
+            path.append(number)
+    return parents
 
 
 def count_tokens(step: Step, lengths: Sequence[int]) -> int:

@@ -130,7 +130,7 @@ class Reader:
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
         answers: dict[int, Answer] = dict(known or {})
-        steps = prefix_tree.leave_out(schedule, answers)
+        steps = prefix_tree.leave_out(schedule.steps, answers)
         unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(steps, len(sequences))]
         pending, started = list(reversed(steps)), time.monotonic()
         written = started
@@ -152,8 +152,7 @@ class Reader:
                 else:
                     pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
                 answers = {**self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1), **answers}
-                remaining = dataclasses.replace(schedule, steps=tuple(reversed(pending)))
-                pending = list(reversed(prefix_tree.leave_out(remaining, answers)))
+                pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), answers)))
             if time.monotonic() - written > FLUSH or not pending:
                 come = run.answers()
                 new: dict[int, Answer] = {i: come[i] for i, count in enumerate(unread) if not count and i not in answers}
@@ -182,7 +181,7 @@ class Reader:
         run = Run(self.forward, contexts, make, self.chunk, bar.update)
         found: dict[int, str | Unmeasured] = dict(known or {})
         started = time.monotonic()
-        for step in prefix_tree.leave_out(schedule, found):
+        for step in prefix_tree.leave_out(schedule.steps, found):
             run.done = step.start
             if not step.reads:
                 self.memory.unless_out(step.stop, functools.partial(run.run, step))
