@@ -150,7 +150,8 @@ class ModelView:
 
     @cached_property
     def _counts(self) -> TokenCount:
-        return TokenCount(self._tokenizer)
+        known = getattr(self.lm, "token_count", None) if self._tokenizes else None
+        return known if isinstance(known, TokenCount) else TokenCount(self._tokenizer)
 
     @cached_property
     def _ending(self) -> list[int]:

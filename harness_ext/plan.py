@@ -214,6 +214,7 @@ def probe(lm: Any, rehearsed: Rehearsed) -> tuple[Demand, int]:
         chunk=lm._reader.chunk,
         longest=longest,
         generates=any(piece.budget for piece in rehearsed.pieces),
+        lanes=rehearsed.lanes,
     )
     return found, free
 
@@ -230,7 +231,8 @@ def plan_lengths(
         sizes = [request.doc.get("prompt_tokens", length.tokens) for request in requests]
         prompts, shorter = sum(shorter < size <= length.tokens for size in sizes), length.tokens
         pieces = list(list_pieces(rehearsed.pieces, length.tokens))
-        needs = weigh(pieces, demand, whole=rehearsed.sharing.make is None) if prompts and pieces else {}
+        whole = rehearsed.sharing.make is None
+        needs = weigh(pieces, demand, whole=whole, lanes=rehearsed.lanes) if prompts and pieces else {}
         planned.append(PlannedLength(length=length, prompts=prompts, free_bytes=free, **needs))
     return planned
 
@@ -255,16 +257,17 @@ def list_pieces(pieces: Sequence[Piece], tokens: int) -> Iterator[Piece]:
             yield dataclasses.replace(piece, stop=tokens, held=piece.held - over, scored=min(piece.scored, tokens - piece.start))
 
 
-def weigh(pieces: Sequence[Piece], demand: Demand, *, whole: bool) -> dict[str, int]:
-    """The bytes of the largest of some pieces, as planned and at the least."""
+def weigh(pieces: Sequence[Piece], demand: Demand, *, whole: bool, lanes: int) -> dict[str, int]:
+    """The bytes of the largest of some pieces, as planned, in as many `lanes` where it is scored, and at the least."""
     from harness_ext.models.forward import SMALLEST_CHUNK
 
     parts = [
         (
-            demand.weigh_states(piece.held, piece.states),
-            demand.weigh_reading(piece.rows, piece.start, piece.stop, piece.scored),
+            times * demand.weigh_states(piece.held, piece.states),
+            times * demand.weigh_reading(piece.rows, piece.start, piece.stop, piece.scored),
         )
         for piece in pieces
+        for times in [1 if piece.budget else lanes]
     ]
     state, reading = max(parts, key=sum)
     longest = max(pieces, key=lambda piece: piece.stop + piece.budget)
@@ -276,7 +279,10 @@ def weigh(pieces: Sequence[Piece], demand: Demand, *, whole: bool) -> dict[str, 
 
 def add_up(rehearsed: Rehearsed, demand: Demand, prompts: int) -> Reading:
     """Tokens and seconds of all pieces."""
-    seconds = sum(demand.time(piece.rows, piece.start, piece.stop, piece.scored, piece.budget) for piece in rehearsed.pieces)
+    seconds = sum(
+        demand.time(piece.rows, piece.start, piece.stop, piece.scored, piece.budget) * (1 if piece.budget else demand.side_by_side)
+        for piece in rehearsed.pieces
+    )
     return Reading(
         prompts=prompts,
         asked=rehearsed.asked,

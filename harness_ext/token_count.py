@@ -51,12 +51,12 @@ class TokenCount:
         parts = self._split(text)
         return encode(text) if parts is None else encode(parts[0]) + sum(map(self._sentences.__getitem__, parts[1:]))
 
-    def ids(self, text: str, encode: Callable[[str], list[int]], ending: Sequence[int] = ()) -> list[int]:
+    def ids(self, text: str, encode: Callable[[str], Sequence[int]], ending: Sequence[int] = ()) -> list[int]:
         """The tokens of `text` by `encode`, which tokenises a whole text as its model does, and puts `ending` at its end."""
         parts = self._split(text)
         if parts is None:
-            return encode(text)
-        first = encode(parts[0])
+            return list(encode(text))
+        first = list(encode(parts[0]))
         ended = ending if ending and first[-len(ending) :] == list(ending) else ()
         return list(itertools.chain(first[: len(first) - len(ended)], *map(self._ids.__getitem__, parts[1:]), ended))
 
@@ -85,7 +85,7 @@ class TokenCount:
 
     def _learn(self, parts: Sequence[str]) -> None:
         """Tokenises those of `parts` that are new, each as it stands after a sentence."""
-        new = set(parts) - self._sentences.keys()
+        new = [part for part in dict.fromkeys(parts) if part not in self._sentences]
         if new:
             stop, *found = self._encode([".", *(f".{part}" for part in new)])
             self._ids.update((part, ids[len(stop) :]) for part, ids in zip(new, found, strict=True))

@@ -86,7 +86,8 @@ def test_a_run_reads_what_was_planned_forward_by_forward(
     assert "_detect_batch_size" not in vars(lm)
     counts = count_read(lm, monkeypatch)
     lm_eval.simple_evaluate(model=lm, tasks=list(asked.tasks), task_manager=manager, bootstrap_iters=0)
-    assert counts == [piece.rows * (piece.stop - piece.start) for piece in planned.pieces]
+    expected = [piece.rows * (piece.stop - piece.start) for piece in planned.pieces]
+    assert counts == expected if planned.lanes == 1 else sorted(counts) == sorted(expected)
     assert (lm._reader.asked, lm._reader.computed) == (planned.asked, planned.computed)
     if batch_size == 1:
         assert planned.computed <= sum(counts) <= ALIKE * planned.computed  # leaves of about one length are padded to it

@@ -28,9 +28,8 @@ SAMPLES = 3 * -(-KILLS // 5)
 RUN = """
 import os, signal, sys, json, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests were started with it ignored
-from harness_ext.models import reader
-from harness_ext.models import journal
-reader.FLUSH, write = 0, journal.Journal.write
+from harness_ext.models import journal, ledger, side_by_side
+ledger.FLUSH, side_by_side.FLUSH, write = 0, 0.01, journal.Journal.write
 def slowly(self, answers):
     write(self, answers)
     time.sleep(0.2 if answers else 0)
@@ -49,8 +48,8 @@ print("FOUND", json.dumps(kept, sort_keys=True, default=str))
 """
 
 
-def start(folder: Path, cache: Path, options: dict[str, Any], tasks: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HARNESS_EXT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+def start(folder: Path, cache: Path, options: dict[str, Any], tasks: str, cores: int = 1) -> subprocess.Popen[str]:
+    environment = {**os.environ, "HARNESS_EXT_CACHE": str(cache), "OMP_NUM_THREADS": str(cores)}
     command = [sys.executable, "-c", RUN, str(folder), json.dumps(options), tasks, str(SAMPLES)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -79,24 +78,25 @@ def count_kept(cache: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("family", "options", "tasks"),
+    ("family", "options", "tasks", "cores"),
     [
-        ("llama", {"chunk": 64}, "passkey_extrapolate,loss_extrapolate"),
-        ("mamba2", {"chunk": 64}, "passkey_extrapolate"),
-        ("llama", {"batch_size": 2}, "passkey_extrapolate_generate"),
-        ("llama", {"exact": True}, "passkey_extrapolate,passkey_extrapolate_generate"),
+        ("llama", {"chunk": 64}, "passkey_extrapolate,loss_extrapolate", 1),
+        ("llama", {"chunk": 64}, "passkey_extrapolate,loss_extrapolate", 2),
+        ("mamba2", {"chunk": 64}, "passkey_extrapolate", 1),
+        ("llama", {"batch_size": 2}, "passkey_extrapolate_generate", 1),
+        ("llama", {"exact": True}, "passkey_extrapolate,passkey_extrapolate_generate", 1),
     ],
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
-    family: str, options: dict[str, Any], tasks: str, saved: Any, tmp_path: Path
+    family: str, options: dict[str, Any], tasks: str, cores: int, saved: Any, tmp_path: Path
 ) -> None:
     folder, rng = saved(family), random.Random(0)
-    expected, resumed, _ = finish(start(folder, tmp_path / "whole", options, tasks))
+    expected, resumed, _ = finish(start(folder, tmp_path / "whole", options, tasks, cores))
     assert resumed == 0
     assert not list_files(tmp_path / "whole")
     cache, kept = tmp_path / "killed", 0
     for _ in range(KILLS):
-        run, wanted, begun = start(folder, cache, options, tasks), kept + rng.randint(1, 2), time.monotonic()
+        run, wanted, begun = start(folder, cache, options, tasks, cores), kept + rng.randint(1, 2), time.monotonic()
         while run.poll() is None and count_kept(cache) < wanted and time.monotonic() - begun < 120:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.4))  # so that it also falls into a forward, or into a write
@@ -106,7 +106,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
         assert count_kept(cache) >= kept, "nothing that was finished is lost"
         kept = count_kept(cache)
     assert kept > 0
-    found, resumed, said = finish(start(folder, cache, options, tasks))
+    found, resumed, said = finish(start(folder, cache, options, tasks, cores))
     assert found == expected
     assert resumed >= kept
     assert "from an interrupted run" in said

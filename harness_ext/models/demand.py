@@ -31,6 +31,7 @@ from harness_ext.models import machine, memory
 from harness_ext.models.forward import SCORES, Forward
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.self_check import ERRORS
+from harness_ext.models.side_by_side import run_threads
 from harness_ext.models.state import BufferLayer, Copied, Cuttable, State
 
 FEW = 8
@@ -105,6 +106,8 @@ class Demand:
     """For each token of a state that is copied to be gone on from."""
     step_seconds: float
     """For each token that is generated for a row, beside what the tokens before it cost; 0 where nothing was generated."""
+    side_by_side: float
+    """Of its seconds, what a piece takes that is read beside others, each on its share of the cores; 1 where none is."""
     probed: tuple[Probed, ...]
     stretched: int
     """Tokens that the longest of the states held without having been read."""
@@ -174,11 +177,11 @@ def find_lack(name: str, arguments: Mapping[str, Any]) -> tuple[int, int, str] |
 
 
 @torch.inference_mode()
-def measure(forward: Forward, make: Make | None, *, chunk: int, longest: int, generates: bool) -> Demand:
+def measure(forward: Forward, make: Make | None, *, chunk: int, longest: int, generates: bool, lanes: int = 1) -> Demand:
     """What reading costs, by reading some pieces.
 
     `chunk`: tokens read at a time; `longest`: tokens of the longest prompt and its answer; `make`: what makes a state, None where prompts are read
-    whole. Bytes are counted where tensors are made, seconds are the best of three.
+    whole; `lanes`: prompts that are read side by side. Bytes are counted where tensors are made, seconds are the best of three.
 
     What it leaves out: what kernels hold inside themselves (but on CUDA), what transformers' own cache takes to grow while an answer is
     generated, a second device's share, and the seconds of scheduling. One row was read: each more is taken to cost as much.
@@ -188,7 +191,7 @@ def measure(forward: Forward, make: Make | None, *, chunk: int, longest: int, ge
     Raises ModelError where not even these pieces fit into memory.
     """
     try:
-        return _Probe(forward, make, chunk, longest).measure(generates)
+        return _Probe(forward, make, chunk, longest).measure(generates, lanes)
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out(error):
             raise
@@ -205,7 +208,7 @@ class _Probe:
         self.tokens = torch.randint(min(forward.vocabulary, 4096), (1, max(2, longest)), generator=generator)
         self.probed: list[Probed] = []
 
-    def measure(self, generates: bool) -> Demand:
+    def measure(self, generates: bool, lanes: int) -> Demand:
         few = max(1, min(FEW, self.longest // 4))
         self._read(self._open(few), 0, few)  # what is done once only
         sizes = self._read_ever_more(few)
@@ -230,6 +233,7 @@ class _Probe:
             scored_seconds=self._time_scores(sizes[-1]),
             copy_seconds=copy,
             step_seconds=self._time_step(sizes[0]) if generates else 0.0,
+            side_by_side=self._compare_lanes(sizes[-1], lanes) if lanes > 1 else 1.0,
             probed=tuple(self.probed),
             stretched=stretched,
         )
@@ -318,6 +322,16 @@ class _Probe:
     def _wait(self) -> None:
         if self.forward.device.type != "cpu":
             torch.accelerator.synchronize()
+
+    def _compare_lanes(self, size: int, lanes: int) -> float:
+        """Seconds of a piece that is read in each of some lanes at once, over those of as many in turn."""
+
+        def read() -> None:
+            with torch.inference_mode():  # which holds for a thread
+                self._read(self._open(size), 0, size)
+
+        alone = self._time(lambda: None, lambda _: read())
+        return self._time(lambda: None, lambda _: run_threads([read] * lanes, lanes)) / (lanes * alone)
 
     def _time_scores(self, size: int) -> float:
         """Seconds for each position that is scored."""

@@ -394,7 +394,7 @@ class EngineModel(abc.ABC):
         """As `hf-extrapolate` splits it: with the tokenizer's BOS, without its EOS, and never cut; of a long text, each sentence once."""
         if add_special_tokens is False:
             return list(self.tokenizer.encode(string, add_special_tokens=False))
-        return self._encode(string) if len(string) < LONG_TEXT else self._known.ids(string, self._encode)
+        return self._encode(string) if len(string) < LONG_TEXT else self.token_count.ids(string, self._encode)
 
     def _encode(self, string: str) -> list[int]:
         asked: bool | None = self.add_bos_token  # type: ignore[attr-defined]
@@ -408,7 +408,7 @@ class EngineModel(abc.ABC):
         return count_appended(self.tokenizer)
 
     @functools.cached_property
-    def _known(self) -> TokenCount:
+    def token_count(self) -> TokenCount:
         return TokenCount(self.tokenizer)
 
 

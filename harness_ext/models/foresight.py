@@ -1,4 +1,5 @@
-"""Lengths that will not fit are known before they are tried: Linux gives out memory that it has not got, and ends the process that uses it.
+"""Lengths that will not fit are known before they are tried: Linux gives out memory that it has not got, and ends the process that uses it. And where
+there is room for several prompts at once, they are read side by side.
 
 Only on the CPU; other devices refuse, and a refusal can be lived with (`memory`). What a length takes is read off a model without weights
 (`cards.find_need`), in a second, and only where it may be much.
@@ -25,15 +26,25 @@ log = logging.getLogger(__name__)
 
 PLENTY = 8
 """Times what the longest prompt takes at a guess; where so much is free, nothing is looked at."""
+MOST_LANES = 8
+"""Prompts side by side. All lanes run Python in turn, about a tenth of the time where a model is smallest."""
 
 
 def look_ahead(reader: Reader, sizes: Sequence[int]) -> None:
-    """Marks what will not fit of prompts of which `sizes` tokens are held, and lowers the chunk where only a smaller one fits."""
+    """Marks what will not fit of prompts of which `sizes` tokens are held, and lowers the chunk where only a smaller one fits.
+
+    Where there is plenty for several of the longest, as many are read side by side as there are cores.
+    """
     memory, model = reader.memory, reader.forward.model
     free = machine.read_free(refused=False)
     have = free.bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     longest = max(sizes, default=0)
-    if not memory.foresees or have > PLENTY * (4 * longest * guess_token(model) + 4 * SCORES):
+    guess = 4 * longest * guess_token(model) + 4 * SCORES
+    if (
+        memory.device.type == "cpu" and getattr(model, "hf_device_map", None) is None
+    ):  # weights that are brought in are one forward's
+        reader.lanes = max(1, min(torch.get_num_threads(), MOST_LANES, have // (PLENTY * guess)))
+    if not memory.foresees or have > PLENTY * guess:
         return
     bare = _strip(reader)
     if bare is None:

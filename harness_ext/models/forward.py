@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -45,8 +46,7 @@ class Forward:
         self.dtype = autocast or next(floating, torch.float32)
         """What it computes in."""
         self.takes_positions = "position_ids" in self._parameters
-        self._wanted: Tensor | None = None
-        self._shape: tuple[int, ...] = ()
+        self._asked = _Asked()
         if self._head is not None:
             self._head.register_forward_pre_hook(self._pick)
 
@@ -64,12 +64,12 @@ class Forward:
             if state is None and "attention_mask" in self._parameters:  # or a jump would be taken for the end of a packed sequence
                 given["attention_mask"] = torch.ones_like(tokens, device=self.device)
         columns = torch.tensor(list(wanted) or [tokens.shape[1] - 1])
-        self._wanted, self._shape = columns, tuple(tokens.shape)
+        self._asked.columns, self._asked.shape = columns, tuple(tokens.shape)
         try:
             with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
                 output = self.model(tokens.to(self.device, non_blocking=True), **given)
         finally:
-            self._wanted = None
+            self._asked.columns = None
         if state is not None:
             state.take(output)
         logits: Tensor = output.logits
@@ -77,9 +77,17 @@ class Forward:
 
     def _pick(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """What the output layer is given in place of all columns. Nothing is changed where they are laid out in a way of their own."""
-        if self._wanted is None or not args or tuple(args[0].shape[:2]) != self._shape:
+        columns = self._asked.columns
+        if columns is None or not args or tuple(args[0].shape[:2]) != self._asked.shape:
             return None
-        return (args[0][:, self._wanted.to(args[0].device, non_blocking=True)], *args[1:])
+        return (args[0][:, columns.to(args[0].device, non_blocking=True)], *args[1:])
+
+
+class _Asked(threading.local):
+    """What the forward that runs in a thread was asked for: its columns, and the shape of its tokens."""
+
+    columns: Tensor | None = None
+    shape: tuple[int, ...] = ()
 
 
 class Run:
@@ -101,7 +109,7 @@ class Run:
     ) -> None:
         self.forward, self.make, self.chunk, self.progress = forward, make, chunk, progress
         self.watch = watch or (lambda places, start, tokens: contextlib.nullcontext())
-        self.sequences = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+        self.sequences: list[Any] = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         self.done = 0
         """Position up to which the last step was read."""
         self._limit = max(1, SCORES // forward.vocabulary)
@@ -111,6 +119,19 @@ class Run:
     def answers(self) -> list[tuple[float, bool]]:
         """(log-likelihood, whether every token is the most likely) of each sequence, as far as its steps have been run."""
         return list(zip(self._likelihoods.tolist(), (self._misses == 0).tolist(), strict=True))
+
+    @torch.inference_mode()
+    def branch(self) -> Run:
+        """Another run of the same sequences, on a copy of what this one holds, to be run beside it in a thread of its own."""
+        other = Run(self.forward, self.sequences, self.make, self.chunk, self.progress)
+        if self._state is not None:
+            other._state, other._held = self._state.copied(), self._held
+        return other
+
+    def absorb(self, other: Run) -> None:
+        """Adds what another run of the same sequences has scored."""
+        self._likelihoods, self._misses = self._likelihoods + other._likelihoods, self._misses + other._misses
+        self.chunk = min(self.chunk, other.chunk)
 
     def forget(self) -> None:
         """Drops everything that is held; a later step reads it again."""

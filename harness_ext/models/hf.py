@@ -33,13 +33,14 @@ from harness_ext.models.extensions.method import Subject
 from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.journal import Journal, keeping, name_scope
+from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.placing import find_placing
 from harness_ext.models.prefix_tree import Batch, Schedule
 from harness_ext.models.progress import find_even_position
 from harness_ext.models.ranks import ALONE, Ranks, add_up
-from harness_ext.models.reader import Answer, Reader
+from harness_ext.models.reader import Reader
 from harness_ext.models.state import State
 from harness_ext.models.tokenising import TokenisingHFLM
 from harness_ext.models.watching import Seen, Watcher, describe

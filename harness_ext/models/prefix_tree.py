@@ -175,6 +175,19 @@ def find_parents(steps: Sequence[Step]) -> list[int]:
     return parents
 
 
+def leave_read(step: Step, done: int) -> Step:
+    """A step that failed after token `done`, without what it has read."""
+    return dataclasses.replace(
+        step, reads=tuple(dataclasses.replace(r, start=max(r.start, done)) for r in step.reads if r.stop > done)
+    )
+
+
+def take_row(step: Step, row: int, stop: int) -> Step:
+    """One row of a step as a step of its own; `stop`: the row's."""
+    own = tuple(dataclasses.replace(read, row=0) for read in step.reads if read.row == row)
+    return dataclasses.replace(step, rows=(step.rows[row],), stop=stop, reads=own)
+
+
 def count_tokens(step: Step, lengths: Sequence[int]) -> int:
     """Tokens that a step computes, padding aside."""
     return step.stop - step.start if len(step.rows) == 1 else sum(lengths[row] - step.start for row in step.rows)

@@ -12,19 +12,18 @@ from typing import Any
 from harness_ext.cells import Unmeasured
 from harness_ext.models import pieces, prefix_tree
 from harness_ext.models.forward import Forward, Run
+from harness_ext.models.lanes import Lanes, split
+from harness_ext.models.ledger import Answer, Ledger
 from harness_ext.models.memory import Memory
-from harness_ext.models.prefix_tree import Batch, Read, Schedule, Step
+from harness_ext.models.prefix_tree import Batch, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
 from harness_ext.models.self_check import Finding, check_generation, find_reach, find_state
+from harness_ext.models.side_by_side import run_side_by_side
 from harness_ext.models.state import State
 from harness_ext.models.watching import Reading
 
 log = logging.getLogger(__name__)
 
-FLUSH = 30
-"""Seconds between two hand-overs of finished answers."""
-Answer = tuple[float, bool] | Unmeasured
-"""(log-likelihood, is greedy)."""
 Tokens = Sequence[int]
 
 
@@ -43,6 +42,8 @@ class Reader:
         """In which answers were computed."""
         self.smallest = chunk
         """Tokens that were read at a time where memory was scarce."""
+        self.lanes = 1
+        """Steps that are run side by side at most, each on a state of its own and with its share of the cores."""
         self._checked = 0
         self._generation: Finding | None = None
 
@@ -78,7 +79,13 @@ class Reader:
         """What decides how tokens are put together, and so the last bits of an answer."""
         make = self.sharing.make if self.sharing else None
         state = make(0) if make else None
-        return {"chunk": self.chunk, "cuts": state and state.cuts, "forks": state and state.forks, "exact": make is None}
+        return {
+            "chunk": self.chunk,
+            "lanes": self._lane_count,
+            "cuts": state and state.cuts,
+            "forks": state and state.forks,
+            "exact": make is None,
+        }
 
     def describe(self) -> dict[str, Any]:
         """For the results file: tokens asked and computed so far, and what they were shared by."""
@@ -89,6 +96,7 @@ class Reader:
             "resumed": self.resumed,
             "chunk": self.chunk,
             "smallest_chunk": self.smallest,
+            "lanes": self._lane_count,
             "too_large": self.memory.too_large or None,
             "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
@@ -125,42 +133,51 @@ class Reader:
     ) -> list[Answer]:
         """The answer to each of `sequences`, which have the last tokens that the schedule has not; `known`: those that are there already.
 
-        `write` is given those that have come, by sequence, each once. It waits for the device, so it is called only every
-        `FLUSH` seconds and at the end. `watch`: as `Run`'s.
+        `write` is given those that have come, by sequence, each once, every so often (`ledger.FLUSH`) and at the end. `watch`: as `Run`'s.
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
-        answers: dict[int, Answer] = dict(known or {})
-        steps = prefix_tree.leave_out(schedule.steps, answers)
-        unread = [sum(read.stop - read.start for read in reads) for reads in _by_sequence(steps, len(sequences))]
-        pending, started = list(reversed(steps)), time.monotonic()
-        written = started
+        steps = prefix_tree.leave_out(schedule.steps, known or {})
+        ledger = Ledger([run], steps, known or {}, write)
+        started = time.monotonic()
+        lanes = self._split(schedule, 1 if watch else self._lane_count)
+        if len(lanes.parts) > 1:
+            steps = run_side_by_side(run, lanes, steps, ledger)
+            self.lanes = 1 if steps else self.lanes
+        pending = list(reversed(steps))
         while pending:
             step = pending.pop()
             run.done = step.start
             rows = len(step.rows)
             failed = self.memory.unless_out(rows * step.stop, functools.partial(run.run, step), functools.partial(run.needs, rows))
             self.smallest = min(self.smallest, run.chunk)
-            for read in step.reads:
-                unread[read.sequence] -= max(0, min(read.stop, run.done) - read.start)
+            ledger.note(step, run.done)
             if isinstance(failed, Unmeasured):
                 run.forget()
                 run.chunk = self.chunk  # that was for this length's sake
-                left = [dataclasses.replace(r, start=max(r.start, run.done)) for r in step.reads if r.stop > run.done]
+                left = prefix_tree.leave_read(step, run.done)
                 if rows == 1:
-                    refused = {read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left}
-                    answers = {**refused, **answers}
+                    ledger.add({read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left.reads})
                 else:
-                    pending += [_take_row(step, row, left, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
-                answers = {**self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1), **answers}
-                pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), answers)))
-            if time.monotonic() - written > FLUSH or not pending:
-                come = run.answers()
-                new: dict[int, Answer] = {i: come[i] for i, count in enumerate(unread) if not count and i not in answers}
-                answers |= new
-                write(new)
-                written = time.monotonic()
+                    pending += [prefix_tree.take_row(left, row, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
+                ledger.add(self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1))
+                pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), ledger.answers)))
+            ledger.hand_over()
+        ledger.hand_over(now=True)
+        self.smallest = min(self.smallest, run.chunk)
         self.seconds += time.monotonic() - started
-        return [answers[index] for index in range(len(sequences))]
+        return [ledger.answers[index] for index in range(len(sequences))]
+
+    @property
+    def _lane_count(self) -> int:
+        """Lanes that a schedule is dealt to. Only models whose attention is ours (`forks`): others may keep something of a forward in themselves."""
+        make = self.sharing.make if self.sharing else None
+        return self.lanes if self.lanes > 1 and make is not None and make(0).forks else 1
+
+    def _split(self, schedule: Schedule, count: int) -> Lanes:
+        """The lanes of the whole schedule, whatever of it is done already: so a run that goes on runs each step in the same company."""
+        even = find_even_position(self.forward.model)
+        costs = [len(step.rows) * cost(step.start, step.stop, even) for step in schedule.steps]
+        return split(schedule.steps, costs, count)
 
     def generate(
         self,
@@ -212,17 +229,3 @@ class Reader:
         """What makes a fresh state with room for so many tokens."""
         make = self._made().make
         return None if make is None else functools.partial(make, room)
-
-
-def _by_sequence(steps: Sequence[Step], count: int) -> list[list[Read]]:
-    found: list[list[Read]] = [[] for _ in range(count)]
-    for step in steps:
-        for read in step.reads:
-            found[read.sequence].append(read)
-    return found
-
-
-def _take_row(step: Step, row: int, reads: Sequence[Read], stop: int) -> Step:
-    """One row of a step as a step of its own."""
-    own = tuple(dataclasses.replace(read, row=0) for read in reads if read.row == row)
-    return dataclasses.replace(step, rows=(step.rows[row],), stop=stop, reads=own)

@@ -16,10 +16,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from harness_ext.models.forward import Forward, Run
+from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Schedule
 from harness_ext.models.progress import TokenBar
-from harness_ext.models.reader import Answer, Reader
+from harness_ext.models.reader import Reader
 from harness_ext.models.self_check import Finding
 from harness_ext.models.state import State
 
@@ -57,6 +58,8 @@ class Rehearsed:
     """In their order."""
     sharing: Finding
     """What the model goes on from."""
+    lanes: int
+    """Scored prompts that are read side by side, at most; `pieces` are those of one after the other."""
 
 
 @contextlib.contextmanager
@@ -105,6 +108,7 @@ class Rehearsal(Reader):
             copied=self.notes.copied,
             pieces=tuple(self.notes.pieces),
             sharing=self.sharing or Finding(make=None, said="answers that are sampled, and beams, share nothing"),
+            lanes=self._lane_count,
         )
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:

@@ -92,8 +92,8 @@ class BufferLayer(DynamicLayer):  # type: ignore[misc]
         return self._make_room(stop, *states)
 
     def repeated(self, rows: int) -> BufferLayer:
-        """A layer of its own, each row of it what this one's is, with little more room than its tokens take."""
-        other = BufferLayer()
+        """A layer of its own, each row of it what this one's is; with as much room for one row, for several with no more than their tokens take."""
+        other = BufferLayer(self.room if rows == 1 else 0)
         if self.get_seq_length():
             other.update(*(kept.repeat_interleave(rows, dim=0) for kept in (self.keys, self.values)))
         return other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 LONG_TEXT = 1000
 """Characters; shorter texts are tokenised whole."""
+BEGINNINGS = 4096
+"""Short texts of which the tokens are kept: every prompt of a task begins with the same sentence."""
 
 
 class TokenisingHFLM(HFLM):
@@ -57,13 +60,22 @@ class TokenisingHFLM(HFLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """HFLM's, without the special tokens that the tokenizer puts at the end; of a long text, each sentence is tokenised once."""
-        if len(string) < LONG_TEXT or add_special_tokens is not None or options:
+        if add_special_tokens is not None or options:
             return self._tok_encode(string, add_special_tokens=add_special_tokens, **options)
-        return self._known.ids(string, self._tok_encode)
+        return list(self._encode_known(string) if len(string) < LONG_TEXT else self.token_count.ids(string, self._encode_known))
 
     @functools.cached_property
-    def _known(self) -> TokenCount:
+    def token_count(self) -> TokenCount:
+        """What is known of its tokenizer's sentences."""
         return TokenCount(self.tokenizer)
+
+    def _encode_known(self, string: str) -> Sequence[int]:
+        """`_tok_encode`, which asks the tokenizer once for each short text that comes again and again."""
+        return self._short(string) if len(string) < LONG_TEXT else self._tok_encode(string)
+
+    @functools.cached_property
+    def _short(self) -> Callable[[str], tuple[int, ...]]:
+        return functools.lru_cache(BEGINNINGS)(lambda string: tuple(self._tok_encode(string)))
 
     def _tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         ids = list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
