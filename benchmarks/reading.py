@@ -78,6 +78,7 @@ def compare(model: str, requests: Requests, pairs: int = 1) -> dict[str, Any]:
         "requests": len(requests),
         "asked": reading["asked"] // pairs,
         "computed": reading["computed"] // pairs,
+        "lanes": reading["lanes"],
         "seconds": seconds,
         "self_check": round(checked, 2),
         "ratio": round(min(seconds["hf"]) / min(seconds["ours"]), 2),
@@ -107,22 +108,22 @@ def compare_alone(_: str, model: str) -> dict[str, Any]:
 
 
 def compare_bare(_: str, model: str) -> dict[str, Any]:
-    """The passkey sweep's schedule, beside transformers alone over the same chunks in the same order: a cache, cut and gone on from."""
+    """The passkey sweep's schedule, in one lane and side by side, and transformers alone over the same chunks: a cache, cut and gone on from."""
     from transformers import DynamicCache
+
+    from harness_ext.models import foresight
 
     _, ours = load(model)
     requests = build("passkey", ours)[:40]
     ours._loglikelihood_tokens(requests, disable_tqdm=True)  # with the self-check
-    chunks: list[tuple[int, list[int]]] = []
-    forward = type(ours._reader.forward).__call__
-
-    def record(self: Any, tokens: Any, state: Any, wanted: Any, positions: Any = None) -> Any:
-        chunks.append((state.cache.get_seq_length(), tokens[0].tolist()))
-        return forward(self, tokens, state, wanted, positions)
-
-    type(ours._reader.forward).__call__ = record  # type: ignore[method-assign]
-    ours._loglikelihood_tokens(requests, disable_tqdm=True)
-    type(ours._reader.forward).__call__ = forward  # type: ignore[method-assign]
+    sequences = [[*context, *answer] for _, context, answer in requests]
+    schedule, chunks = ours._plan(sequences, [len(context) for _, context, _ in requests], None), list[tuple[int, list[int]]]()
+    for step in schedule.steps:
+        for row in step.rows:
+            stop = step.stop if len(step.rows) == 1 else len(sequences[row]) - 1
+            starts = range(step.start, stop, ours._reader.chunk)
+            chunks += [(start, sequences[row][start : min(start + ours._reader.chunk, stop)]) for start in starts]
+    assert sum(len(tokens) for _, tokens in chunks) == schedule.computed
 
     @torch.inference_mode()
     def run_bare() -> None:
@@ -131,16 +132,20 @@ def compare_bare(_: str, model: str) -> dict[str, Any]:
             cache.crop(past - cache.get_seq_length())
             ours.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-    seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-    for _ in range(3):
+    seconds: dict[str, list[float]] = {"bare": [], "one_lane": [], "ours": []}
+    for _ in range(2):
         seconds["bare"].append(round(timed(run_bare)[0], 2))
-        seconds["ours"].append(round(timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))[0], 2))
-    tokens = sum(len(tokens) for _, tokens in chunks)
+        for name, most in (("one_lane", 1), ("ours", foresight.MOST_LANES)):
+            own, foresight.MOST_LANES = foresight.MOST_LANES, most
+            seconds[name].append(round(timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))[0], 2))
+            foresight.MOST_LANES = own
+    best = {name: min(taken) for name, taken in seconds.items()}
     return {
         "chunks": len(chunks),
-        "computed": tokens,
+        "computed": schedule.computed,
         "seconds": seconds,
-        "ratio": round(min(seconds["ours"]) / min(seconds["bare"]), 3),
+        "one_lane_ratio": round(best["one_lane"] / best["bare"], 3),
+        "ratio": round(best["ours"] / best["bare"], 3),
     }
 
 
