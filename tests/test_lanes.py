@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
 
+from harness_ext.compare import Asked
 from harness_ext.models.forward import Run
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.lanes import Lanes, split
 from harness_ext.models.prefix_tree import Batch, Schedule, Step, plan
 from harness_ext.models.side_by_side import run_threads
+from harness_ext.plan import plan_run
 
 MOST = "harness_ext.models.foresight.MOST_LANES"
 
@@ -97,8 +99,8 @@ def ask() -> list[tuple[None, list[int], list[int]]]:
     return [*asked, (None, [5] * 90, [11])]
 
 
-def build(saved: Any, **options: Any) -> HFExtrapolate:
-    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", chunk=16, **options)
+def build(saved: Any, chunk: int = 16) -> HFExtrapolate:
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", chunk=chunk)
     model._reader.prepare(130)
     return model
 
@@ -147,26 +149,53 @@ def test_answers_are_those_of_one_lane_and_each_token_is_read_once(saved: Any, m
     assert read(model, 2, monkeypatch) == found
 
 
+@pytest.mark.parametrize(("chunk", "last"), [(16, 8), (128, 2)])
 def test_where_memory_does_not_hold_two_lanes_all_is_read_in_one(
-    saved: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    chunk: int, last: int, saved: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = build(saved)
+    model = build(saved, chunk)
     expected = read(model, 1, monkeypatch)
-    forward, main, calls = model.model.forward, threading.get_ident(), itertools.count()
+    forward, main, calls, failed = model.model.forward, threading.get_ident(), itertools.count(), list[bool]()
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         # In a step's later chunk, too, so that a part of what it reads is scored already.
-        if threading.get_ident() != main and next(calls) > 8:
+        if threading.get_ident() != main and next(calls) > last:
+            failed.append(True)
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(model.model, "forward", failing)
+    sizes: list[int] = []
+
+    def note(_: Any, args: Any, __: Any) -> None:
+        if threading.get_ident() == main and failed:
+            sizes.append(args[0].shape[1])
+
+    model.model.get_input_embeddings().register_forward_hook(note)
     found = read(model, 2, monkeypatch)
     assert [answer[0] for answer in found] == pytest.approx([answer[0] for answer in expected], abs=1e-4)
     assert [answer[1] for answer in found] == [answer[1] for answer in expected]
     assert "one at a time from here on" in caplog.text
     assert model._reader.lanes == 1
     assert not model._memory.too_large
+    assert min(chunk, 65) <= max(sizes) <= chunk  # in pieces as large as ever, where lanes had come down to 64
+
+
+def test_the_plan_has_room_for_each_lane(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(
+        model=str(saved("llama")),
+        methods=("none",),
+        tasks=("passkey_extrapolate",),
+        metadata={"lengths": [400], "samples": 2, "depths": 3},
+        model_args={"device": "cpu", "dtype": "float32"},
+    )
+    states = []
+    for lanes in (1, 2):
+        monkeypatch.setattr(MOST, lanes)
+        planned = plan_run(asked)
+        states.append(planned.tasks[0].lengths[0].state_bytes)
+        assert (planned.demand.side_by_side == 1.0) == (lanes == 1)
+    assert states[1] == 2 * states[0]
 
 
 def test_another_error_in_a_lane_ends_the_other_and_is_raised(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,9 @@ class Reader:
         lanes = self._split(schedule, 1 if watch else self._lane_count)
         if len(lanes.parts) > 1:
             steps = run_side_by_side(run, lanes, steps, ledger)
-            self.lanes = 1 if steps else self.lanes
+            self.smallest = min(self.smallest, run.chunk)
+            if steps:
+                self.lanes, run.chunk = 1, self.chunk  # smaller pieces were for the other lanes' sake
         pending = list(reversed(steps))
         while pending:
             step = pending.pop()
