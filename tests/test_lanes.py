@@ -20,6 +20,7 @@ from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.lanes import Lanes, split
 from harness_ext.models.prefix_tree import Batch, Schedule, Step, plan
 from harness_ext.models.side_by_side import run_threads
+from harness_ext.models.state import Cuttable, ForkedLayer
 from harness_ext.plan import plan_run
 
 MOST = "harness_ext.models.foresight.MOST_LANES"
@@ -147,6 +148,26 @@ def test_answers_are_those_of_one_lane_and_each_token_is_read_once(saved: Any, m
         assert likelihood == pytest.approx(known, abs=1e-4)
         assert greedy == known_greedy
     assert read(model, 2, monkeypatch) == found
+
+
+def test_a_branch_has_the_room_and_the_ways_of_the_run_it_comes_from(saved: Any) -> None:
+    model = build(saved)
+    make = model._reader._make(120)
+    sequences = [[*range(10, 60), end, end] for end in (3, 4, 5)]
+    run = Run(model._reader.forward, sequences, make, 16)
+    steps = plan([sequence[:-1] for sequence in sequences], [50] * 3, Batch(leaves=16)).steps
+    run.run(steps[0])
+    other = run.branch()
+    for one in (run, other):
+        assert isinstance(one._state, Cuttable)
+        layer = one._state.cache.layers[0]
+        before = layer.buffers[0].data_ptr()
+        assert layer.buffers[0].shape[-2] == 120
+        assert isinstance(one._state.forked(3).cache.layers[0], ForkedLayer)
+        one.run(steps[1])
+        assert layer.buffers[0].data_ptr() == before
+    assert run.answers() == other.answers()
+    assert run._state.cache.layers[0].buffers[0].data_ptr() != other._state.cache.layers[0].buffers[0].data_ptr()
 
 
 @pytest.mark.parametrize(("chunk", "last"), [(16, 8), (128, 2)])

@@ -140,7 +140,7 @@ class Cuttable:
             layer.crop(min(0, tokens - layer.get_seq_length()))
 
     def copied(self, rows: int = 1) -> Cuttable:
-        other = Cuttable(0)
+        other = Cuttable(0, forks=self.forks)
         other.cache = copy.copy(self.cache)  # with whatever else a model has hung on it
         other.cache.layers = [layer.repeated(rows) for layer in self.cache.layers]
         return other
