@@ -54,10 +54,10 @@ def ask(count: int, url: str | None, every: float, pids: list[int]) -> float:
 
         made = ApiExtrapolate(base_url=url, model="rope", tokenizer=MODEL, num_concurrent=2)
     else:
-        from harness_ext.models import reader
+        from harness_ext.models import ledger
         from harness_ext.models.hf import HFExtrapolate
 
-        reader.FLUSH = 1
+        ledger.FLUSH = 1
         made = HFExtrapolate(pretrained=MODEL, device="cpu", dtype="float32", batch_size=8)
     rng = random.Random(0)
     requests = [

@@ -18,7 +18,7 @@ from made_outputs import edit_results, hash_rows, read_rows, write_rows
 from harness_ext.cli import main
 from harness_ext.errors import ShardError
 from harness_ext.merging import join, join_attention, join_lengths
-from harness_ext.models import journal, reader
+from harness_ext.models import journal, ledger, side_by_side
 from harness_ext.publishing import prepare_run
 from harness_ext.results.outputs import find_outputs
 from harness_ext.results.publish import Submission
@@ -291,7 +291,8 @@ def test_an_interrupted_part_goes_on_and_ends_as_if_nothing_had_happened(
             raise KeyboardInterrupt
 
     monkeypatch.setenv("HARNESS_EXT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(reader, "FLUSH", 0)
+    monkeypatch.setattr(ledger, "FLUSH", 0)
+    monkeypatch.setattr(side_by_side, "FLUSH", 0.01)
     monkeypatch.setattr(journal.Journal, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "part", shard=f"2/{PARTS}")

@@ -123,7 +123,7 @@ class Run:
     @torch.inference_mode()
     def branch(self) -> Run:
         """Another run of the same sequences, on a copy of what this one holds, to be run beside it in a thread of its own."""
-        other = Run(self.forward, self.sequences, self.make, self.chunk, self.progress)
+        other = Run(self.forward, self.sequences, self.make, self.chunk, self.progress, self.watch)
         if self._state is not None:
             other._state, other._held = self._state.copied(), self._held
         return other

@@ -139,7 +139,7 @@ class Reader:
         steps = prefix_tree.leave_out(schedule.steps, known or {})
         ledger = Ledger([run], steps, known or {}, write)
         started = time.monotonic()
-        lanes = self._split(schedule, 1 if watch else self._lane_count)
+        lanes = self._split(schedule)
         if len(lanes.parts) > 1:
             steps = run_side_by_side(run, lanes, steps, ledger)
             self.smallest = min(self.smallest, run.chunk)
@@ -175,11 +175,11 @@ class Reader:
         make = self.sharing.make if self.sharing else None
         return self.lanes if self.lanes > 1 and make is not None and make(0).forks else 1
 
-    def _split(self, schedule: Schedule, count: int) -> Lanes:
+    def _split(self, schedule: Schedule) -> Lanes:
         """The lanes of the whole schedule, whatever of it is done already: so a run that goes on runs each step in the same company."""
         even = find_even_position(self.forward.model)
         costs = [len(step.rows) * cost(step.start, step.stop, even) for step in schedule.steps]
-        return split(schedule.steps, costs, count)
+        return split(schedule.steps, costs, self._lane_count)
 
     def generate(
         self,

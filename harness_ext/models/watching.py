@@ -15,6 +15,7 @@ import contextlib
 import functools
 import inspect
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,10 @@ class Watcher:
         self.model = model
         self.asked: list[Asked | None] = []
         """Of the prompts that are being scored, what is to be watched."""
+        self._own: Callable[..., Any] | None = None
+        self._standing: dict[int, Callable[..., Any]] = {}
+        """What threads have standing before the model's own attention function."""
+        self._lock = threading.Lock()
         self.forget()
 
     def forget(self) -> None:
@@ -156,18 +161,37 @@ class Watcher:
         if not points or self.seen.why_not:
             yield
             return
+        with self._standing_in(functools.partial(self._stand_before, points=[*points.values()], start=start, tokens=tokens)):
+            yield
+        with self._lock:
+            for sequence, point in sequences.items():
+                self._count(wanted.pop(sequence)[1], point)
+
+    @contextlib.contextmanager
+    def _standing_in(self, stand_before: Callable[[Callable[..., Any] | None], Callable[..., Any]]) -> Iterator[None]:
+        """Within it, this thread's forwards attend by what `stand_before` makes of the model's attention function; other threads' as ever."""
         name = getattr(self.model, "_harness_ext_attention", None) or self.model.config._attn_implementation  # under an extension
-        own = ALL_ATTENTION_FUNCTIONS.get(name)
-        ALL_ATTENTION_FUNCTIONS[name] = self._standing_before(own, [*points.values()], start, tokens)
+        thread = threading.get_ident()
+        with self._lock:
+            if not self._standing:
+                self._own = ALL_ATTENTION_FUNCTIONS.get(name)
+                ALL_ATTENTION_FUNCTIONS[name] = self._attend
+            self._standing[thread] = stand_before(self._own)
         try:
             yield
         finally:
-            del ALL_ATTENTION_FUNCTIONS[name]
-        for sequence, point in sequences.items():
-            self._count(wanted.pop(sequence)[1], point)
+            with self._lock:
+                del self._standing[thread]
+                if not self._standing:
+                    del ALL_ATTENTION_FUNCTIONS[name]
 
-    def _standing_before(
-        self, own: Callable[..., Any] | None, points: Sequence[Point], start: int, tokens: int
+    def _attend(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """The attention of whoever's forward it is; the model's own, eager where it has none."""
+        given = self._standing.get(threading.get_ident()) or self._own or inspect.getmodule(type(module)).eager_attention_forward  # type: ignore[union-attr]
+        return given(module, *args, **kwargs)
+
+    def _stand_before(
+        self, own: Callable[..., Any] | None, *, points: Sequence[Point], start: int, tokens: int
     ) -> Callable[..., tuple[Tensor, Any]]:
         """The attention function `own`, eager where there is none, that reads rows of `points` beside what it does."""
         read: dict[int, int] = {}
