@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import subprocess
 import sys
@@ -179,18 +180,81 @@ def read_status(name: str) -> int:
 
 
 def run_embedded(_: str, __: str) -> dict[str, Any]:
-    """The embedded model's default sweep of all tasks, after lm_eval's own start: from the first prompt built to the last score."""
+    """The embedded model's default sweep of all tasks, after lm_eval's own start: from the first prompt built to the last score.
+
+    Beside it, over the same requests: lm_eval's `hf`, and ours without all that is not a matrix product or the attention kernel (`run_kernels`).
+    """
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     import harness_ext
-    from harness_ext.models.hf import HFExtrapolate
 
     harness_ext.install()
-    ours = HFExtrapolate(pretrained="reference/rope", batch_size=1)
+    theirs, ours = load("reference/rope")
+    requests, schedules = Requests(), []
+    read, score = ours._loglikelihood_tokens, ours._reader.score
+
+    def keep_requests(given: Requests, *args: Any, **kwargs: Any) -> Any:
+        requests.extend(given)
+        return read(given, *args, **kwargs)
+
+    def keep_schedule(sequences: Any, schedule: Any, *args: Any, **kwargs: Any) -> Any:
+        schedules.append(schedule)
+        return score(sequences, schedule, *args, **kwargs)
+
+    ours._loglikelihood_tokens, ours._reader.score = keep_requests, keep_schedule
     manager = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"})
     took, _ = timed(lambda: lm_eval.simple_evaluate(model=ours, tasks=["extrapolate"], task_manager=manager, bootstrap_iters=0))
-    return {"seconds": round(took, 1), "reading": ours._reader.describe()}
+    kernels, _ = timed(lambda: [run_kernels(ours, schedule) for schedule in schedules])
+    hf, _ = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
+    reading = ours._reader.describe()
+    return {
+        "requests": len(requests),
+        "seconds": round(took, 1),
+        "reading": reading,
+        "kernels": round(kernels, 1),
+        "hf": round(hf, 1),
+        "ratio": round(hf / reading["seconds"], 2),
+    }
+
+
+@torch.inference_mode()
+def run_kernels(lm: Any, schedule: Any) -> None:
+    """The matrix products and the attention of a schedule's chunks, in as many lanes, on made-up numbers: what no reading by these kernels can take less than."""
+    from torch.nn.functional import linear
+
+    from harness_ext.models import pieces
+    from harness_ext.models.side_by_side import run_threads
+
+    config, reader = lm.model.config, lm._reader
+    assert config.num_key_value_heads == config.num_attention_heads
+    weights = [module.weight for module in lm.model.model.modules() if isinstance(module, torch.nn.Linear)]
+    heads, width = config.num_attention_heads, config.head_dim
+    keys, values = torch.randn(2, 1, heads, schedule.longest + reader.chunk, width)
+    made_up = torch.randn(4 * reader.chunk * max(heads * width, *(weight.shape[1] for weight in weights)))
+
+    def make(*shape: int) -> torch.Tensor:
+        return made_up[: math.prod(shape)].view(shape)
+
+    def attend(rows: int, start: int, stop: int) -> None:
+        query, key, value = make(rows, heads, stop - start, width), keys[:, :, :stop], values[:, :, :stop]
+        if rows > 1:
+            key, value = pieces.put_after((key[:, :, :start], value[:, :, :start]), query, query)
+        for _ in range(config.num_hidden_layers):
+            pieces.attend(lm.model, query, key, value, None)
+
+    @torch.inference_mode()
+    def run(steps: Any) -> None:
+        for step in steps:
+            for start in range(step.start, step.stop, reader.chunk):
+                stop = min(start + reader.chunk, step.stop)
+                for weight in weights:
+                    linear(make(len(step.rows) * (stop - start), weight.shape[1]), weight)
+                attend(len(step.rows), start, stop)
+
+    lanes = reader._split(schedule)
+    run(lanes.first)
+    run_threads([lambda steps=steps: run(steps) for steps in lanes.parts], len(lanes.parts))
 
 
 ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {

@@ -1,7 +1,7 @@
 """What rotary angles had to do with it: `python docs/angles.py` writes docs/angles.md and docs/angles.svg.
 
 Reads the records of reference/rope in results/ and the model's rotary modules; no weight is read. Under each override that changes frequencies,
-they are computed anew with the recorded factor and options, and have to have the fingerprint that the record has.
+they are computed anew with the recorded factor and options, and have to have the slowest wavelength and attention factor that the record has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from harness_ext.angles import TURN, compute_critical_dimension
 from harness_ext.model_view import resolve
 from harness_ext.models.extensions.circles import Circles, isolate, read_circles
-from harness_ext.models.extensions.effect import read_effect
+from harness_ext.models.extensions.effect import DIGITS, read_effect
 from harness_ext.models.extensions.extension import METHODS
 from harness_ext.models.extensions.method import Setting, Subject
 from harness_ext.models.inspection import build_without_weights
@@ -64,7 +64,7 @@ class Case:
 
 
 def read_cases(results: Path) -> list[Case]:
-    """Each override of the model in the records. Raises SystemExit where a recorded fingerprint is not that of what is computed here."""
+    """Each override of the model in the records. Raises SystemExit where what is recorded of them is not that of what is computed here."""
     published, problems = read_results(results)
     assert not problems, problems
     runs = {
@@ -90,7 +90,7 @@ def read_subject() -> Subject:
 
 
 def turn(subject: Subject, run: Run, length: int) -> Circles:
-    """The model's pairs under a run's override at a length, held to the record's fingerprint where it has one at that length."""
+    """The model's pairs under a run's override at a length, held to what the record says of them where it does at that length."""
     alone = dataclasses.replace(subject, model=isolate(subject.model))
     (circles,) = read_circles(alone)
     if run.override.method != "none":
@@ -102,11 +102,10 @@ def turn(subject: Subject, run: Run, length: int) -> Circles:
     static = run.override.method != "none" and not METHODS[run.override.method].per_length
     known = next(iter(recorded.values())) if static else recorded.get(str(length))
     found = read_effect(alone.model)
-    # The last bits of a power differ from one kind of CPU to another, and so does the hash; the slowest pair and the attention factor do not.
-    near = known and all(
-        math.isclose(found[name], known[name], rel_tol=1e-6) for name in ("slowest_wavelength", "attention_factor")
+    alike = known and all(
+        math.isclose(found[name], known[name], rel_tol=10 ** (1 - DIGITS)) for name in ("slowest_wavelength", "attention_factor")
     )
-    if known and found["frequencies"] != known["frequencies"] and not near:
+    if known and not alike:
         raise SystemExit(
             f"{run.override.method} at {length} tokens: these are not the frequencies that the record was measured under"
         )

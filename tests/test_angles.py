@@ -296,7 +296,7 @@ def test_the_results_file_says_what_was_new_under_the_override() -> None:
 
 
 def test_the_pages_angles_are_those_that_the_records_were_measured_under(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frequencies computed without weights have the fingerprints of the runs; another factor has another."""
+    """Frequencies computed without weights are as slow as the runs' were; those of another factor are not."""
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     page = importlib.import_module("angles")
     monkeypatch.setattr(page, "GRID", [1.0, 8.0])

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from harness_ext import positions
 from harness_ext.errors import ModelError
 from harness_ext.models.extensions import attention
+from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import METHODS, Extension
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.extensions.rotary import find_rotaries
@@ -108,6 +109,23 @@ def test_frequencies_in_effect_are_the_papers(
     (rotary,) = find_rotaries(model)
     torch.testing.assert_close(rotary.frequencies.double(), expected, rtol=1e-5, atol=0)
     assert rotary.attention_factor == pytest.approx(attention)
+
+
+@pytest.mark.parametrize(("method", "options"), [("none", {}), ("ntk", {}), ("yarn", {}), ("longrope", FACTORS)])
+def test_the_last_bits_of_a_frequency_are_no_other_effect(method: str, options: dict[str, Any]) -> None:
+    """They differ from one kind of CPU to another; a factor that is a percent larger is another."""
+    model = build("llama", **WIDE)
+    if method != "none":
+        extend(model, method, **options)
+    effect, (rotary,) = read_effect(model), find_rotaries(model)
+    exact = rotary.frequencies.clone()
+    for towards in (0.0, 10.0):
+        rotary.frequencies.copy_(torch.nextafter(exact, torch.full_like(exact, towards)))
+        assert not torch.equal(rotary.frequencies, exact)
+        assert read_effect(model) == effect
+    rotary.frequencies.copy_(exact / 1.01)
+    assert read_effect(model)["frequencies"] != effect["frequencies"]
+    assert read_effect(model)["slowest_wavelength"] == pytest.approx(1.01 * effect["slowest_wavelength"], rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "gpt_neox", "gemma3", "smollm3"])
