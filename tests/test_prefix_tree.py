@@ -65,6 +65,27 @@ def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
     assert held <= schedule.copies <= max(0, math.log2(len(sequences)))
 
 
+@given(SEQUENCES, st.data())
+@settings(deadline=None)
+def test_where_no_token_may_be_read_alone_only_what_nothing_stands_on_is(sequences: list[list[int]], data: st.DataObject) -> None:
+    wanted = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    schedule = plan(sequences, wanted, Batch(), cut=False, alone=False)
+    reads, ran, held = run(schedule, sequences, cut=False)
+    assert reads == Counter((i, p) for i, sequence in enumerate(sequences) for p in range(wanted[i], len(sequence)))
+    assert sum(ran) == schedule.computed >= count_distinct(sequences)
+    assert held <= schedule.copies <= max(0, math.log2(len(sequences)))
+    for step, tokens, after in zip(schedule.steps, ran, [*schedule.steps[1:], None], strict=True):
+        goes_on = after is not None and after.start == step.stop and not after.resume
+        assert tokens > 1 or not goes_on
+        assert tokens > 1 or step.stop == len(sequences[step.rows[0]])
+
+
+def test_a_token_that_may_not_be_read_alone_is_read_again_on_each_branch_and_no_other_is() -> None:
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 6, 7], [1, 2, 3], [1, 2, 8, 9]]
+    assert plan(prompts, [2] * 4, Batch(), cut=False).computed == 9
+    assert plan(prompts, [2] * 4, Batch(), cut=False, alone=False).computed == 11  # 3 stands at the end of one, and before 4 and 6
+
+
 @given(SEQUENCES, st.integers(1, 5), st.integers(0, 40))
 @settings(deadline=None)
 def test_a_batch_keeps_its_bounds_and_nothing_is_run_on_it(sequences: list[list[int]], rows: int, tokens: int) -> None:

@@ -39,11 +39,13 @@ COPIED = {
 }
 COPIED |= {"kimi_linear", "nemotron_h"}
 """Families whose state can be gone on from, and not cut back."""
+PAIRS = {"zamba2", "zamba2-rotary", "nemotron_h"}
+"""Of those, the ones that compute one token after others in another way than among them."""
 DECODERS = sorted(name for name, family in FAMILIES.items() if not family.seq2seq)
 SAME_AS_HF = (
     *("llama", "mistral-window", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_oss", "phi", "gpt_neox", "deepseek_v3"),
     *("smollm3", "cohere2", "gpt2", "opt", "gpt_neo", "gptj", "bloom", "falcon-alibi", "mpt", "xglm", "llama-dynamic"),
-    *("phi3-longrope", "mamba", "mamba2", "rwkv", "qwen3_next", "jamba", "nemotron_h"),
+    *("phi3-longrope", "mamba", "mamba2", "rwkv", "qwen3_next", "jamba", "nemotron_h", "zamba2"),
 )
 
 
@@ -59,6 +61,8 @@ def prompts() -> list[tuple[None, list[int], list[int]]]:
     hay, other = ([rng.randrange(3, 500) for _ in range(120)] for _ in range(2))
     made = [(hay[:place] + other[:40] + hay[place:size], 3) for place, size in ((10, 60), (30, 60), (30, 80), (77, 80), (60, 60))]
     made += [(hay, 1), (hay, 4), (hay[:50], 2), (hay[:50], 2), (other, 1), (other[:7], 1), (hay[:110] + other[:2], 2)]
+    # Branches of one token, one of which branches again, and is a whole prompt:
+    made += [([*hay[:90], *branch], 1) for branch in ([7], [8], [9], [9, 7], [9, 8])]
     return [(None, context, [rng.randrange(3, 500) for _ in range(count)]) for context, count in made]
 
 
@@ -100,6 +104,7 @@ def test_what_a_family_can_go_on_from_is_found_out(family: str) -> None:
     assert (found.make is None) == (family in APART), found.said
     if found.make is not None:
         assert found.make(0).cuts == (family not in COPIED), found.said
+        assert found.make(0).alone == (family not in PAIRS), found.said
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -247,20 +247,21 @@ class Run:
         places = np.concatenate([np.empty((0, 4), np.int64), *map(self._list_places, reads)])
         places = places[places[:, 0] >= self.done]
         places = places[places[:, 0].argsort(kind="stable")]
+        scored = np.unique(places[:, 0])
         while start < stop:
-            end = stop if state is None else min(start + self.chunk, stop)
+            end = stop if state is None else self._end_chunk(start, stop, len(rows), scored)
+            more = 0
+            if state is not None and not state.alone:
+                end = end_alone_nowhere(start, end, stop)
+                more = int(end - start == 1)  # nothing goes on from it: the token after it is read, too
             part = places[slice(*places[:, 0].searchsorted([start, end]))]
             columns, which = np.unique(part[:, 0], return_inverse=True)
-            if state is not None and len(columns) * len(rows) > self._limit:
-                end = int(columns[max(1, self._limit // len(rows)) - 1]) + 1
-                part, which = part[part[:, 0] < end], which[part[:, 0] < end]
-                columns = columns[columns < end]
-            tokens = np.zeros((len(rows), end - start), dtype=np.int64)
+            tokens = np.zeros((len(rows), end - start + more), dtype=np.int64)
             for row, sequence in enumerate(rows):
-                read = self.sequences[sequence][:-1][start:end]
+                read = self.sequences[sequence][start : end + more] if more else self.sequences[sequence][:-1][start:end]
                 tokens[row, : len(read)] = read
             positions = placement.read_positions(tokens, start)
-            with self.watch(part, start, end - start):
+            with self.watch(part, start, tokens.shape[1]):
                 logits = self.forward(
                     torch.from_numpy(placement.read_ids(tokens)),
                     state,
@@ -271,9 +272,16 @@ class Run:
                 self._score(logits, which, part)
             self.done = max(self.done, end)
             if held:
-                self._held = self.sequences[rows[0]][:end]
+                self._held = self.sequences[rows[0]][: end + more]
             self.progress(start, end, len(rows))
             start = end
+
+    def _end_chunk(self, start: int, stop: int, rows: int, scored: np.ndarray) -> int:
+        """Where the chunk of [start, stop) ends that begins at `start`. `scored`: positions, in order, of whose logits no more than fit are held."""
+        end = min(start + self.chunk, stop)
+        first, after = scored.searchsorted([start, end])
+        most = max(1, self._limit // rows)
+        return end if after - first <= most else int(scored[first + most - 1]) + 1
 
     def _list_places(self, read: Read) -> np.ndarray:
         """(position, row, sequence, token that comes next) of each position to score."""
@@ -295,3 +303,14 @@ class Run:
             scores = F.log_softmax(logits[row, column].float(), dim=-1)
             self._likelihoods = self._likelihoods.index_add(0, sequence, scores.gather(1, target[:, None])[:, 0])
             self._misses = self._misses.index_add(0, sequence, (scores.argmax(-1) != target).float())
+
+
+def end_alone_nowhere(start: int, end: int, stop: int) -> int:
+    """`end`, moved so that neither [start, end) nor [end, stop) is one token, unless [start, stop) is.
+
+    >>> end_alone_nowhere(0, 64, 65), end_alone_nowhere(0, 64, 66), end_alone_nowhere(0, 1, 3), end_alone_nowhere(0, 1, 1)
+    (63, 64, 3, 1)
+    """
+    if stop - end == 1:
+        end -= 1
+    return end if end - start > 1 else min(stop, start + (3 if stop - start == 3 else 2))

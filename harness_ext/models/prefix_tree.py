@@ -76,7 +76,8 @@ class Schedule:
     asked: int
     """Tokens of all sequences."""
     computed: int
-    """Tokens of all steps: the distinct ones, two tokens being the same where everything before them is the same too."""
+    """Tokens of all steps: the distinct ones, two tokens being the same where everything before them is the same too; and some twice, where
+    none may be read alone."""
     longest: int
     """Tokens of the longest sequence."""
     copies: int
@@ -98,18 +99,27 @@ class Batch:
 
 
 def plan(
-    sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch: Batch, *, cut: bool = True, apart: bool = False
+    sequences: Sequence[Sequence[int]],
+    wanted: Sequence[int],
+    batch: Batch,
+    *,
+    cut: bool = True,
+    apart: bool = False,
+    alone: bool = True,
 ) -> Schedule:
     """The schedule for `sequences`, none of them empty, that reads the logits of each from position `wanted[i]` on.
 
     `cut`: the cache can be cut back to any length. `apart`: the last token of each distinct sequence is computed for that
-    sequence alone, in a step that ends there, since something else goes on from it (a generated answer).
+    sequence alone, in a step that ends there, since something else goes on from it (a generated answer). `alone`: a step may have one
+    token; otherwise only one that nothing goes on from has.
 
     >>> found = plan([[7, 8, 9, 1], [7, 8, 9, 2, 3], [7, 8, 4]], [3, 3, 2], Batch())
     >>> [(step.rows, step.start, step.stop) for step in found.steps], found.asked, found.computed
     ([((0,), 0, 3), ((1,), 3, 5), ((0,), 3, 4), ((2,), 2, 3)], 12, 7)
     """
     root, ends = build_tree(sequences, apart=apart)
+    if not alone:
+        _push_down(root, ends)
     weigh(root)
     lengths = [len(sequence) for sequence in sequences]
     walked = list(_walk_and_cut(root, lengths, batch) if cut else _walk_and_copy(root, lengths, batch))
@@ -238,6 +248,29 @@ def _split(node: Node, at: int) -> Node:
     node.parent.children[node.parent.children.index(node)] = upper
     node.start, node.parent = at, upper
     return upper
+
+
+def _push_down(root: Node, ends: list[Node]) -> None:
+    """Where a node has one token and others below it, each of those gets the token, too, and so does a leaf for the sequences that end there."""
+    ending: dict[int, list[int]] = {}
+    for sequence, end in enumerate(ends):
+        ending.setdefault(id(end), []).append(sequence)
+    stack = [root]
+    while stack:
+        above = stack.pop()
+        for node in above.children.copy():
+            if node.stop - node.start > 1 or not node.children:
+                continue
+            above.children.remove(node)
+            for below in node.children:
+                below.start, below.parent = node.start, above
+            above.children += node.children
+            if id(node) in ending:
+                leaf = Node(node.start, node.stop, node.sequence, above)
+                above.children.append(leaf)
+                for sequence in ending[id(node)]:
+                    ends[sequence] = leaf
+        stack += above.children
 
 
 def weigh(root: Node) -> None:

@@ -84,6 +84,7 @@ class Reader:
             "lanes": self._lane_count,
             "cuts": state and state.cuts,
             "forks": state and state.forks,
+            "alone": state and state.alone,
             "exact": make is None,
         }
 
@@ -109,7 +110,7 @@ class Reader:
         state = make(0)
         if state.forks and not apart:
             batch = dataclasses.replace(batch, leaves=self.chunk)
-        return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, apart=apart)
+        return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, apart=apart, alone=state.alone)
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
         """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""

@@ -158,7 +158,7 @@ class Rehearsal(Reader):
         if real is None:
             return None
         state = real()
-        return lambda: self.notes.open(Held(self.notes, cuts=state.cuts, forks=state.forks))
+        return lambda: self.notes.open(Held(self.notes, cuts=state.cuts, forks=state.forks, alone=state.alone))
 
 
 class Notes:
@@ -190,9 +190,12 @@ class Notes:
 class Held:
     """A state of so many tokens in each of so many rows, without tensors."""
 
-    def __init__(self, notes: Notes, *, cuts: bool, forks: bool = False, rows: int = 1, tokens: int = 0, shared: int = 0) -> None:
+    def __init__(
+        self, notes: Notes, *, cuts: bool, forks: bool = False, alone: bool = True, rows: int = 1, tokens: int = 0, shared: int = 0
+    ) -> None:
         """`shared`: of its tokens, those that another state holds for it."""
-        self.notes, self.cuts, self.forks, self.rows, self.tokens, self.shared = notes, cuts, forks, rows, tokens, shared
+        self.notes, self.cuts, self.forks, self.alone = notes, cuts, forks, alone
+        self.rows, self.tokens, self.shared = rows, tokens, shared
 
     def arguments(self) -> dict[str, Any]:
         return {}
@@ -205,7 +208,7 @@ class Held:
 
     def copied(self, rows: int = 1) -> Held:
         self.notes.copied += rows * self.tokens
-        return self.notes.open(Held(self.notes, cuts=self.cuts, rows=rows, tokens=self.tokens))
+        return self.notes.open(Held(self.notes, cuts=self.cuts, alone=self.alone, rows=rows, tokens=self.tokens))
 
     def forked(self, rows: int) -> Held:
         if not self.forks:

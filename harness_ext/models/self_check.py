@@ -30,6 +30,8 @@ FEWEST = 16
 """Tokens that every model can read."""
 NEW = 4
 """Tokens to generate."""
+SINGLE = 3
+"""Tokens that are read one by one."""
 SHAKES = 2
 FAR = 1024
 """Tokens that are read to get past the trained length; where it is longer, positions are given instead, if the model takes them."""
@@ -64,6 +66,7 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
     kinds: list[tuple[str, Callable[[int], State]]] = [
         ("keys and values that are cut back", Cuttable),
         ("a copied state", lambda room: Copied(model)),
+        ("a copied state, gone on from by two tokens at least", lambda room: Copied(model, alone=False)),
     ]
     if pieces.is_installed(model):
         kinds.insert(
@@ -87,6 +90,8 @@ def check_generation(forward: Forward, make: Callable[[int], State], most: int) 
     """Whether `generate` goes on from a state as it does from the whole prompt: on random tokens, greedily."""
     tokens = draw(forward, min(TOKENS, max(most, FEWEST)) - NEW).to(forward.device)
     options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
+    if not make(0).alone:
+        return Finding(make=None, said="it computes one token after others in another way than among them")
     options |= {"pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
     try:
         with torch.inference_mode():
@@ -146,6 +151,9 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
     branch = Plain(forward, torch.cat((tokens[:, :half], other[:, half:]), dim=1))
     times = [plain.measure(read_in_chunks(forward, make(), tokens, chunk)) for chunk in CHUNKS]
     state = make()
+    if state.alone:
+        times.append(plain.measure(_read_singly(forward, state, tokens), last=SINGLE))
+        state = make()
     read_in_chunks(forward, state, tokens[:, :half], half)
     aside = state if state.cuts else state.copied()
     times.append(plain.measure(read_in_chunks(forward, state, tokens[:, half:], half), last=count - half))
@@ -157,6 +165,13 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
             times += [branch.measure(row[None], last=count - half) for row in rows]
     times.append(branch.measure(read_in_chunks(forward, aside, branch.tokens[:, half:], half), last=count - half))
     return max(times + _compare_far(forward, make, trained, most))
+
+
+def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
+    """The logits of the last tokens (1, count), read one by one: some recurrent families have a computation of its own for one token."""
+    before = tokens.shape[1] - SINGLE
+    read_in_chunks(forward, state, tokens[:, :before], before)
+    return read_in_chunks(forward, state, tokens[:, before:], 1)
 
 
 def _compare_far(forward: Forward, make: Callable[[], State], trained: int, most: int) -> list[float]:

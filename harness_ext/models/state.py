@@ -28,6 +28,8 @@ class State(Protocol):
     """Whether it can be cut back to any length."""
     forks: bool
     """Whether rows that go on from it need no copies of it."""
+    alone: bool
+    """Whether one token may be read on top of it, and not only several."""
 
     def arguments(self) -> dict[str, Any]:
         """What the model's forward is given beside the tokens."""
@@ -120,7 +122,7 @@ class ForkedLayer(DynamicLayer):  # type: ignore[misc]
 class Cuttable:
     """A full cache of keys and values, of sliding-window layers too, since they are to be cut back."""
 
-    cuts = True
+    cuts = alone = True
 
     def __init__(self, room: int, *, forks: bool = False) -> None:
         """`room`: the most tokens that it will hold. `forks`: the model's attention is `pieces`."""
@@ -158,11 +160,12 @@ class Cuttable:
 
 
 class Copied:
-    """What the model itself makes and gives back."""
+    """What the model itself makes and gives back. `alone`: one token after it is what it is among several; a few recurrent families compute it otherwise."""
 
     cuts = forks = False
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, alone: bool = True) -> None:
+        self.alone = alone
         parameters = inspect.signature(model.forward).parameters
         self.names = [name for name in CARRIED if name in parameters]
         self.kept: dict[str, Any] = {}
