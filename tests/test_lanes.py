@@ -132,22 +132,24 @@ def watch_runs(monkeypatch: pytest.MonkeyPatch, before: Callable[[], None] = lam
     return seen
 
 
-def test_answers_are_those_of_one_lane_and_each_token_is_read_once(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lanes", [2, 3])
+def test_answers_are_those_of_one_lane_and_each_token_is_read_once(lanes: int, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(lanes)
     model = build(saved)
     expected = read(model, 1, monkeypatch)
     counts = [0]
     model.model.get_input_embeddings().register_forward_hook(lambda _, args, __: counts.append(args[0].numel()))
     seen = watch_runs(monkeypatch)
     computed = model._reader.computed
-    found = read(model, 2, monkeypatch)
-    assert len({thread for thread, _, _ in seen}) >= 2
+    found = read(model, lanes, monkeypatch)
+    assert len({thread for thread, _, _ in seen} - {threading.get_ident()}) == lanes
     assert {cores for thread, _, cores in seen if thread != threading.get_ident()} == {1}
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == lanes
     assert sum(counts) == model._reader.computed - computed
     for (likelihood, greedy), (known, known_greedy) in zip(found, expected, strict=True):
         assert likelihood == pytest.approx(known, abs=1e-4)
         assert greedy == known_greedy
-    assert read(model, 2, monkeypatch) == found
+    assert read(model, lanes, monkeypatch) == found
 
 
 def test_a_branch_has_the_room_and_the_ways_of_the_run_it_comes_from(saved: Any) -> None:
