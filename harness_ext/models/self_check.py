@@ -1,8 +1,8 @@
 """What a model can go on from without a different answer, found out on the loaded model itself.
 
-Random tokens are read in one plain forward, and again in chunks of several sizes, after going back to a branch, in two rows, and
-past the trained length. How far logits may differ is found out too: the embeddings are shaken by one rounding of their type, and
-what that does to the logits, position by position, is what rounding does to this model (a few positions of a trained model
+Random tokens are read in one plain forward, and again in chunks of several sizes, the last of them one by one, after going back to a
+branch, in two rows, and past the trained length. How far logits may differ is found out too: the embeddings are shaken by one rounding
+of their type, and what that does to the logits, position by position, is what rounding does to this model (a few positions of a trained model
 are a hundred times as sensitive as the others). Where reading in pieces differs by more, that kind of state is not used; where
 no kind holds, the model reads every prompt whole.
 """
@@ -88,10 +88,10 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
 
 def check_generation(forward: Forward, make: Callable[[int], State], most: int) -> Finding:
     """Whether `generate` goes on from a state as it does from the whole prompt: on random tokens, greedily."""
+    if not make(0).alone:
+        return Finding(make=None, said="one token after others is computed in another way than among them")
     tokens = draw(forward, min(TOKENS, max(most, FEWEST)) - NEW).to(forward.device)
     options = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False}
-    if not make(0).alone:
-        return Finding(make=None, said="it computes one token after others in another way than among them")
     options |= {"pad_token_id": 0, "return_dict_in_generate": True, "output_logits": True}
     try:
         with torch.inference_mode():
@@ -168,7 +168,7 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
 
 
 def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
-    """The logits of the last tokens (1, count), read one by one: some recurrent families have a computation of its own for one token."""
+    """The logits of the last tokens (1, count), read one by one: some recurrent families have a computation of their own for that."""
     before = tokens.shape[1] - SINGLE
     read_in_chunks(forward, state, tokens[:, :before], before)
     return read_in_chunks(forward, state, tokens[:, before:], 1)
