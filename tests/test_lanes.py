@@ -242,6 +242,26 @@ def test_another_error_in_a_lane_ends_the_other_and_is_raised(saved: Any, monkey
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_what_was_answered_before_an_error_is_handed_over(lanes: int, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sequences = build(saved), [[*context, *answer] for _, context, answer in ask()]
+    reader, schedule = model._reader, model._plan(sequences, [len(context) for _, context, _ in ask()], None)
+    reader.lanes = lanes
+    expected = reader.score(sequences, schedule, reader.open_bar("", [], quiet=True))
+    forward, calls, written = model.model.forward, itertools.count(), dict[int, Any]()
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 20:
+            raise IndexError("past the end of a table")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", failing)
+    with pytest.raises(IndexError, match="end of a table"):
+        reader.score(sequences, schedule, reader.open_bar("", [], quiet=True), written.update)
+    assert 2 <= len(written) < len(sequences)
+    assert written == {index: expected[index] for index in written}
+
+
 def test_whatever_ends_it_all_threads_are_told_and_waited_for() -> None:
     stop, ended = threading.Event(), []
 

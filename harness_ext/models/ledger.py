@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,10 @@ Answer = tuple[float, bool] | Unmeasured
 
 
 class Ledger:
-    """What steps that are still to be run will answer. `runs`: that run them, each some; `write`: given answers by sequence, each once."""
+    """What steps that are still to be run will answer. `runs`: that run them, each some; `write`: given answers by sequence, each once.
+
+    Whatever ends the `with` block, an error or Ctrl-C too, the answers that have come whole by then are handed over.
+    """
 
     def __init__(
         self, runs: Sequence[Run], steps: Sequence[Step], known: Mapping[int, Answer], write: Callable[[dict[int, Answer]], None]
@@ -29,6 +33,14 @@ class Ledger:
         for step in steps:
             for read in step.reads:
                 self._unread[read.sequence] = self._unread.get(read.sequence, 0) + read.stop - read.start
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # A device that has failed gives nothing more, and why it failed is what matters.
+        with contextlib.suppress(RuntimeError) if error else contextlib.nullcontext():
+            self.hand_over(now=True)
 
     def note(self, step: Step, done: int) -> None:
         """A step was read up to token `done`, by any thread."""

@@ -138,34 +138,34 @@ class Reader:
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
         steps = prefix_tree.leave_out(schedule.steps, known or {})
-        ledger = Ledger([run], steps, known or {}, write)
-        started = time.monotonic()
-        lanes = self._split(schedule)
-        if len(lanes.parts) > 1:
-            steps = run_side_by_side(run, lanes, steps, ledger)
-            self.smallest = min(self.smallest, run.chunk)
-            if steps:
-                self.lanes, run.chunk = 1, self.chunk  # smaller pieces were for the other lanes' sake
-        pending = list(reversed(steps))
-        while pending:
-            step = pending.pop()
-            run.done = step.start
-            rows = len(step.rows)
-            failed = self.memory.unless_out(rows * step.stop, functools.partial(run.run, step), functools.partial(run.needs, rows))
-            self.smallest = min(self.smallest, run.chunk)
-            ledger.note(step, run.done)
-            if isinstance(failed, Unmeasured):
-                run.forget()
-                run.chunk = self.chunk  # that was for this length's sake
-                left = prefix_tree.leave_read(step, run.done)
-                if rows == 1:
-                    ledger.add({read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left.reads})
-                else:
-                    pending += [prefix_tree.take_row(left, row, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
-                ledger.add(self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1))
-                pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), ledger.answers)))
-            ledger.hand_over()
-        ledger.hand_over(now=True)
+        started, lanes = time.monotonic(), self._split(schedule)
+        with Ledger([run], steps, known or {}, write) as ledger:
+            if len(lanes.parts) > 1:
+                steps = run_side_by_side(run, lanes, steps, ledger)
+                self.smallest = min(self.smallest, run.chunk)
+                if steps:
+                    self.lanes, run.chunk = 1, self.chunk  # smaller pieces were for the other lanes' sake
+            pending = list(reversed(steps))
+            while pending:
+                step = pending.pop()
+                run.done = step.start
+                rows = len(step.rows)
+                failed = self.memory.unless_out(
+                    rows * step.stop, functools.partial(run.run, step), functools.partial(run.needs, rows)
+                )
+                self.smallest = min(self.smallest, run.chunk)
+                ledger.note(step, run.done)
+                if isinstance(failed, Unmeasured):
+                    run.forget()
+                    run.chunk = self.chunk  # that was for this length's sake
+                    left = prefix_tree.leave_read(step, run.done)
+                    if rows == 1:
+                        ledger.add({read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left.reads})
+                    else:
+                        pending += [prefix_tree.take_row(left, row, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
+                    ledger.add(self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1))
+                    pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), ledger.answers)))
+                ledger.hand_over()
         self.smallest = min(self.smallest, run.chunk)
         self.seconds += time.monotonic() - started
         return [ledger.answers[index] for index in range(len(sequences))]
