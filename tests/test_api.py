@@ -708,7 +708,7 @@ def answer(model: servers.Model) -> Iterator[tuple[list[int], dict[str, Any]]]:
         yield ids, requests.post(server.url, json=body, timeout=20).json()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_is_answered_is_read_as_it_stands_or_refused(data: st.DataObject, answer: Any, model: servers.Model) -> None:
     ids, whole = answer
@@ -730,7 +730,7 @@ def test_whatever_is_answered_is_read_as_it_stands_or_refused(data: st.DataObjec
     assert all(value <= answers.CLOSE for value in found.logprobs[:-1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON, st.booleans())
 def test_whatever_is_answered_to_a_question_is_a_text_or_refused(found: Any, chat: bool) -> None:
     with contextlib.suppress(answers.AttemptError):

@@ -74,7 +74,7 @@ def fits(need: Need, free: Mapping[int, int], weights: Mapping[Any, int]) -> boo
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(1, 200),
     st.integers(0, 400),

@@ -160,7 +160,7 @@ def test_causes_that_work_through_each_other_are_said_to_by_the_range_over_order
     assert [(effect.least, effect.most) for effect in found.effects] == [(0, 1), (0, 1), (0, 0)]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31))
 def test_the_order_of_cells_makes_no_difference(seed: int) -> None:
     cells = answer(plant(lambda far, many, says: 0.9 / max(far, many)), samples=3)

@@ -76,7 +76,6 @@ def several(draw: st.DrawFn, methods: int = 3) -> list[Verdicts]:
 # ---------------------------------------------------------------------- what is computed
 
 
-@settings(deadline=None)
 @given(several())
 def test_each_pair_is_tested_on_its_discordant_prompts_and_corrected_over_its_table(verdicts: list[Verdicts]) -> None:
     runs = [make_run(method, found) for method, found in zip("abc", verdicts, strict=True)]
@@ -95,7 +94,6 @@ def test_each_pair_is_tested_on_its_discordant_prompts_and_corrected_over_its_ta
     assert all([length.tokens for length in test.lengths] == [512, 1024] for test in found.pooled)
 
 
-@settings(deadline=None)
 @given(several(1))
 def test_methods_that_answer_alike_differ_with_p_one(verdicts: list[Verdicts]) -> None:
     found = compare([make_run("none", verdicts[0]), make_run("yarn", verdicts[0])])
@@ -103,7 +101,6 @@ def test_methods_that_answer_alike_differ_with_p_one(verdicts: list[Verdicts]) -
         assert (test.only_first, test.only_second, test.p, test.p_holm) == (0, 0, 1.0, 1.0)
 
 
-@settings(deadline=None)
 @given(several(2))
 def test_the_order_of_methods_changes_sides_and_no_p(verdicts: list[Verdicts]) -> None:
     one, two = make_run("none", verdicts[0]), make_run("yarn", verdicts[1])
@@ -112,7 +109,6 @@ def test_the_order_of_methods_changes_sides_and_no_p(verdicts: list[Verdicts]) -
         assert (a.only_first, a.only_second, a.p, a.p_holm) == (b.only_second, b.only_first, b.p, b.p_holm)
 
 
-@settings(deadline=None)
 @given(several(2), st.sampled_from(["hard_limit", "out_of_memory", "too_short"]), st.sampled_from([128, 512, 1024]))
 def test_a_length_that_was_not_measured_is_said_in_words_and_never_a_zero(
     verdicts: list[Verdicts], outcome: Outcome, tokens: int
@@ -157,7 +153,6 @@ def test_prompts_are_paired_by_what_they_are_where_a_method_has_others_too() -> 
     assert "| 3/2 |" in show_scores(found)
 
 
-@settings(deadline=None)
 @given(several(2), st.data())
 def test_different_prompts_are_refused(verdicts: list[Verdicts], data: st.DataObject) -> None:
     one, two = make_run("none", verdicts[0]), make_run("yarn", verdicts[1])
@@ -212,7 +207,7 @@ def test_the_text_says_what_the_tests_take_for_granted_and_over_what_they_are_co
             assert len(line) < 200
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(several(3), st.none() | st.floats(-1e9, 0), st.text(max_size=20))
 def test_records_written_and_read_back_are_the_same(
     tmp_path_factory: pytest.TempPathFactory, verdicts: list[Verdicts], likelihood: float | None, text: str

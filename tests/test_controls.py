@@ -168,7 +168,7 @@ def count(kind: str, prompts: Prompts, document: Any, body: str) -> int:
 made = st.tuples(st.sampled_from(KINDS), st.sampled_from(ALL), st.sampled_from(HAYSTACKS), st.integers(0, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(made, st.integers(0, 9), st.integers(0, 1000), st.integers(300, 3000))
 def test_a_cropped_prompt_is_the_end_that_fits_and_would_not_with_a_word_more(
     which: tuple[str, str, str, int], place: int, room: int, extra: int
@@ -206,7 +206,7 @@ def test_words_of_any_length_are_cropped_before(filler: str) -> None:
         crop(document, whole, 30, prompts.frame)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @example(("bpe", "copy", "needles", 0), 1020)
 @given(made, st.integers(0, 3000))
 def test_a_prompt_without_its_needle_has_its_length_and_begins_as_the_one_with_the_deepest(
@@ -231,7 +231,7 @@ def test_a_prompt_without_its_needle_has_its_length_and_begins_as_the_one_with_t
     assert shared >= min(first - 1, len(whole.body) - CHANGE * sentence * (1 + len(document.needles)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(made, st.integers(0, 20))
 def test_without_haystack_there_are_the_needles_and_the_question_and_nothing_else(
     which: tuple[str, str, str, int], sample: int

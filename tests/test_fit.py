@@ -52,7 +52,7 @@ def shortest(kind: str, name: str, haystack: str, seed: int) -> int:
 prompts = st.tuples(st.sampled_from(KINDS), st.sampled_from(TASKS), st.sampled_from(HAYSTACKS), st.integers(0, 3), st.floats(0, 1))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(prompts, st.integers(0, 200) | st.integers(200, 4000))
 def test_a_prompt_has_exactly_the_length_asked_for(prompt: tuple[str, str, str, int, float], extra: int) -> None:
     kind, *_ = prompt
@@ -62,7 +62,7 @@ def test_a_prompt_has_exactly_the_length_asked_for(prompt: tuple[str, str, str, 
     assert len(make_tokenizer(kind).encode(whole)) == fitted.prompt_tokens == length
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(prompts, st.integers(300, 3000))
 @example(("bpe", "passkey", "needles", 0, 0.9296875), 790)
 def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tuple[str, str, str, int, float], extra: int) -> None:
@@ -84,7 +84,7 @@ def test_each_needle_stands_once_at_the_boundary_nearest_to_its_depth(prompt: tu
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(KINDS), st.sampled_from(HAYSTACKS), st.integers(0, 3), st.floats(0, 1), st.integers(1500, 4000))
 @example("bpe", "needles", 1, 0.875, 1500)  # filled up with words
 def test_the_depth_recorded_is_where_the_needle_stands_by_tokens(
@@ -123,7 +123,7 @@ MERGED = 3
 """Tokens at a seam that may join what stands before and after it."""
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(KINDS), st.sampled_from(TASKS), st.sampled_from(HAYSTACKS), st.integers(0, 3),
     st.floats(0, 0.7), st.floats(0, 1), st.integers(2500, 5000),
@@ -140,7 +140,7 @@ def test_prompts_of_a_sample_and_length_are_the_same_up_to_the_earlier_of_their_
     assert count_shared(ids, other_ids) >= len(make_tokenizer(kind).encode(before, add_special_tokens=False)) - MERGED
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from(KINDS), st.sampled_from(("passkey", "niah_single", "copy")), st.sampled_from(HAYSTACKS), st.integers(0, 3),
     st.floats(0, 0.7), st.integers(1500, 3000),
@@ -226,7 +226,7 @@ def test_a_prompt_of_32768_tokens_is_exact(kind: str) -> None:
     assert len(make_tokenizer(kind).encode(whole)) == 32768
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(prompts, st.integers(0, 600))
 def test_the_same_seed_gives_the_same_bytes_whatever_was_built_before(prompt: tuple[str, str, str, int, float], extra: int) -> None:
     length = shortest(*prompt[:4]) + extra

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
 
@@ -39,7 +39,6 @@ def split_evenly(schedule: Schedule, count: int) -> Lanes:
 
 
 @given(SEQUENCES, st.integers(1, 4), st.integers(0, 20), st.booleans())
-@settings(deadline=None)
 def test_each_step_is_one_lanes_and_stands_on_what_that_lane_holds(
     sequences: list[list[int]], count: int, leaves: int, cut: bool
 ) -> None:
@@ -66,7 +65,6 @@ def test_each_step_is_one_lanes_and_stands_on_what_that_lane_holds(
 
 
 @given(SEQUENCES, st.integers(1, 4))
-@settings(deadline=None)
 def test_no_lane_is_longer_than_its_share_and_one_item(sequences: list[list[int]], count: int) -> None:
     schedule = make_plan(sequences)
     lanes = split_evenly(schedule, count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness_ext.models.prefix_tree import ALIKE, Batch, Schedule, plan
@@ -51,7 +51,6 @@ def run(schedule: Schedule, sequences: list[list[int]], cut: bool) -> tuple[Coun
 
 
 @given(SEQUENCES, st.data(), st.booleans())
-@settings(deadline=None)
 def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
     sequences: list[list[int]], data: st.DataObject, cut: bool
 ) -> None:
@@ -66,7 +65,6 @@ def test_each_distinct_token_is_computed_once_and_each_asked_position_read_once(
 
 
 @given(SEQUENCES, st.data())
-@settings(deadline=None)
 def test_where_no_token_may_be_read_alone_only_what_nothing_stands_on_is(sequences: list[list[int]], data: st.DataObject) -> None:
     wanted = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
     schedule = plan(sequences, wanted, Batch(), cut=False, alone=False)
@@ -87,14 +85,12 @@ def test_a_token_that_may_not_be_read_alone_is_read_again_on_each_branch_and_no_
 
 
 @given(SEQUENCES, st.integers(1, 5), st.integers(0, 40))
-@settings(deadline=None)
 def test_a_batch_keeps_its_bounds_and_nothing_is_run_on_it(sequences: list[list[int]], rows: int, tokens: int) -> None:
     for step in plan(sequences, [len(s) - 1 for s in sequences], Batch(rows=rows, tokens=tokens)).steps:
         assert len(step.rows) == 1 or (len(step.rows) <= rows and len(step.rows) * step.stop <= tokens)
 
 
 @given(SEQUENCES, st.integers(1, 40))
-@settings(deadline=None)
 def test_leaves_that_need_no_copies_are_run_together_within_their_bound_and_hardly_padded(
     sequences: list[list[int]], leaves: int
 ) -> None:
@@ -114,7 +110,6 @@ def test_the_needles_of_a_context_are_asked_for_in_one_step() -> None:
 
 
 @given(SEQUENCES, st.booleans())
-@settings(deadline=None)
 def test_apart_each_distinct_sequence_ends_in_a_step_of_its_own(sequences: list[list[int]], cut: bool) -> None:
     schedule = plan(sequences, [len(s) - 1 for s in sequences], Batch(), cut=cut, apart=True)
     ends = [(step.reads[0].sequence, step.stop) for step in schedule.steps if step.reads]

@@ -42,7 +42,7 @@ def weigh(sequences: Sequence[Sequence[int]], even: float) -> float:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SEQUENCES, st.integers(1, 6), st.floats(1, 100))
 def test_every_prompt_is_dealt_once_and_no_share_is_a_prompt_larger_than_the_mean(
     sequences: list[list[int]], parts: int, even: float
@@ -55,7 +55,7 @@ def test_every_prompt_is_dealt_once_and_no_share_is_a_prompt_larger_than_the_mea
     assert max(loads) <= sum(loads) / parts + largest * (1 + 1 / parts) + 1e-6
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SEQUENCES, st.integers(1, 4))
 def test_prompts_of_different_groups_are_taken_to_share_nothing(sequences: list[list[int]], parts: int) -> None:
     even, indices = 10.0, range(len(sequences))

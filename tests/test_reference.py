@@ -91,7 +91,7 @@ def test_a_learned_table_ends_in_an_outcome(evaluate: Any) -> None:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_their_tokenizer_takes_any_text(text: str) -> None:
     tokenizer = load_tokenizer("reference/rope", {})

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
 
@@ -200,7 +200,6 @@ def test_prompts_that_are_cut_otherwise_are_other_prompts() -> None:
 
 
 @given(SEQUENCES, st.data(), st.booleans())
-@settings(deadline=None)
 def test_what_is_left_stands_on_the_same_tokens_computed_by_the_same_steps(
     sequences: list[list[int]], data: st.DataObject, cut: bool
 ) -> None:

@@ -45,14 +45,14 @@ sentence = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from((*KINDS, *ODD)), st.lists(sentence, min_size=1, max_size=12).map("".join))
 def test_the_count_is_that_of_the_whole_text(kind: str, text: str) -> None:
     tokenizer = count(kind).tokenizer
     assert count(kind).whole(text, lambda whole: len(tokenizer.encode(whole))) == len(tokenizer.encode(text))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from((*KINDS, *ODD)), st.lists(sentence, min_size=1, max_size=12).map("".join))
 def test_the_tokens_are_those_of_the_whole_text(kind: str, text: str) -> None:
     def encode(part: str) -> list[int]:
