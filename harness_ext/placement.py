@@ -5,7 +5,7 @@ A run is `(first, position, origin, numerator, denominator)`: from token `first`
 denominator squeezes, so that neighbours share positions, which never decrease.
 
 A token that stands at its own index is its id. Elsewhere the distance to it goes into the upper half of the number, so that a prefix tree
-over such numbers shares what has the same tokens at the same positions, and knows nothing of either.
+over such numbers shares what has the same tokens at the same positions, and knows nothing of either. Distances are below 2³⁰.
 """
 
 from __future__ import annotations
