@@ -5,7 +5,7 @@ A run is `(first, position, origin, numerator, denominator)`: from token `first`
 denominator squeezes, so that neighbours share positions, which never decrease.
 
 A token that stands at its own index is its id. Elsewhere the distance to it goes into the upper half of the number, so that a prefix tree
-over such numbers shares what has the same tokens at the same positions, and knows nothing of either. Distances are below 2³⁰.
+over such numbers shares what has the same tokens at the same positions, and knows nothing of either. A token stands at most 2³⁰ after its index, and less before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def list_positions(runs: Sequence[Sequence[int]], tokens: int) -> Numbers:
 def join(ids: Sequence[int], positions: Numbers) -> Numbers:
     """(tokens,): token ids and their positions as one number each."""
     away = positions - np.arange(len(ids), dtype=np.int64)
-    folded = np.where(away < 0, -2 * away - 1, 2 * away)
+    folded = np.where(away > 0, 2 * away - 1, -2 * away)
     return np.asarray(ids, dtype=np.int64) + (folded << 32)
 
 
@@ -57,5 +57,5 @@ def read_positions(numbers: Numbers, first: int) -> Numbers | None:
     folded = numbers >> 32
     if not folded.any():
         return None
-    away = np.where(folded & 1, -(folded + 1) // 2, folded // 2)
+    away = np.where(folded & 1, (folded + 1) // 2, -(folded // 2))
     return np.asarray(away + np.arange(first, first + numbers.shape[1], dtype=np.int64))

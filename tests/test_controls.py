@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import random
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -227,7 +228,8 @@ def test_a_prompt_without_its_needle_has_its_length_and_begins_as_the_one_with_t
     first = min(whole.body.index(needle) for needle in whole_document.needles if needle not in absent.body)
     shared = next((i for i, (a, b) in enumerate(zip(whole.body, absent.body, strict=False)) if a != b), len(whole.body))
     # A line break may stand for a space before the needle; filler of a few sentences makes up the last tokens of either.
-    sentence = max(map(len, re.split(r"(?<=[.?!])\s", whole.body)))
+    filler = itertools.islice(prompts.haystack.sentences(random.Random(0), lambda _: False), 100)
+    sentence = max(60, *map(len, filler))  # needles of a passage are three times as long
     assert shared >= min(first - 1, len(whole.body) - CHANGE * sentence * (1 + len(document.needles)))
 
 

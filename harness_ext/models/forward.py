@@ -258,7 +258,7 @@ class Run:
             columns, which = np.unique(part[:, 0], return_inverse=True)
             tokens = np.zeros((len(rows), end - start + more), dtype=np.int64)
             for row, sequence in enumerate(rows):
-                read = self.sequences[sequence][start : end + more] if more else self.sequences[sequence][:-1][start:end]
+                read = self.sequences[sequence][: None if more else -1][start : end + more]
                 tokens[row, : len(read)] = read
             positions = placement.read_positions(tokens, start)
             with self.watch(part, start, tokens.shape[1]):
