@@ -25,24 +25,27 @@ SWEEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "passkey": ("passkey_extrapolate", {"lengths": [256, 512, 1024, 2048], "samples": 2}),
     "sweep": ("niah_sweep_extrapolate", {"lengths": [2048], "samples": 1}),
     "loss": ("loss_extrapolate", {"lengths": [4096], "samples": 1}),
+    "generate": ("passkey_extrapolate_generate", {"lengths": [256, 512, 1024, 2048], "samples": 1}),
 }
+ROWS_AT_ONCE = 8
+"""Prompts of a batch where answers are generated."""
 LONG = 8192
 """Tokens of the prompt whose memory is measured."""
 
 
-def load(model: str, **options: Any) -> tuple[Any, Any]:
+def load(model: str, batch_size: int = 1, **options: Any) -> tuple[Any, Any]:
     """lm_eval's own `hf` and ours, of the same weights."""
     from lm_eval.models.huggingface import HFLM
 
     from harness_ext.models.hf import HFExtrapolate
 
-    ours = HFExtrapolate(pretrained=model, dtype="float32", device="cpu", batch_size=1, **options)
-    theirs = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, max_length=2**20, device="cpu", batch_size=1)
+    ours = HFExtrapolate(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size, **options)
+    theirs = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, max_length=2**20, device="cpu", batch_size=batch_size)
     return theirs, ours
 
 
-def build(name: str, lm: Any) -> Requests:
-    """A task's requests, as lm_eval encodes them."""
+def build_task(name: str, lm: Any) -> list[Any]:
+    """A task's requests, as lm_eval hands them over."""
     from lm_eval.tasks import TaskManager
 
     import harness_ext
@@ -52,7 +55,12 @@ def build(name: str, lm: Any) -> Requests:
     task = TaskManager(include_defaults=False, metadata=metadata).load([task_name])["tasks"][task_name]
     task.bind(lm)
     task.build_all_requests()
-    return [(request.args, *lm._encode_pair(*request.args)) for request in task.instances]
+    return list(task.instances)
+
+
+def build(name: str, lm: Any) -> Requests:
+    """A task's requests, as lm_eval encodes them."""
+    return [(request.args, *lm._encode_pair(*request.args)) for request in build_task(name, lm)]
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -106,6 +114,43 @@ def compare_alone(_: str, model: str) -> dict[str, Any]:
         for i in range(12)
     ]
     return compare(model, requests, pairs=3)
+
+
+def compare_generated(name: str, model: str) -> dict[str, Any]:
+    """The passkey sweep with its answers generated, in batches."""
+    _, ours = load(model, ROWS_AT_ONCE)
+    return answer(model, build_task(name, ours))
+
+
+def compare_generated_alone(_: str, model: str) -> dict[str, Any]:
+    """Answers of 48 tokens to 32 prompts of 20 to 80 words that have nothing in common, in batches."""
+    from lm_eval.api.instance import Instance
+
+    rng = random.Random(0)
+    words = ["river", "stone", "bird", "walks", "slowly", "under", "bright", "old", "tree", "town", "night", "many", "near", "saw"]
+    prompts = [" ".join(rng.choice(words) for _ in range(rng.randrange(20, 80))).capitalize() for _ in range(32)]
+    options = {"until": ["@@@"], "max_gen_toks": 48}
+    return answer(model, [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)])
+
+
+def answer(model: str, requests: list[Any]) -> dict[str, Any]:
+    """Both over the same requests, in turn, in batches of `ROWS_AT_ONCE`."""
+    theirs, ours = load(model, ROWS_AT_ONCE)
+    for lm in (theirs, ours):
+        longest = sorted(requests, key=lambda request: -len(request.args[0]))[:ROWS_AT_ONCE]
+        lm.generate_until(longest, disable_tqdm=True)  # with the self-check
+    before = ours._reader.describe()
+    took, found = timed(lambda: ours.generate_until(requests, disable_tqdm=True))
+    hf, expected = timed(lambda: theirs.generate_until(requests, disable_tqdm=True))
+    after = ours._reader.describe()
+    return {
+        "requests": len(requests),
+        "batch_size": ROWS_AT_ONCE,
+        **{name: after[name] - before[name] for name in ("asked", "computed")},
+        "seconds": {"hf": round(hf, 2), "ours": round(took, 2)},
+        "ratio": round(hf / took, 2),
+        "different": sum(one != other for one, other in zip(expected, found, strict=True)),
+    }
 
 
 def compare_bare(_: str, model: str) -> dict[str, Any]:
@@ -261,6 +306,8 @@ ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "passkey": compare_task,
     "sweep": compare_task,
     "loss": compare_task,
+    "generate": compare_generated,
+    "generate_alone": compare_generated_alone,
     "memory": compare_memory,
     "alone": compare_alone,
     "bare": compare_bare,

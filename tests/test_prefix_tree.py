@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness_ext.models.prefix_tree import ALIKE, Batch, Schedule, plan
+from harness_ext.models.prefix_tree import ALIKE, Batch, Schedule, gather, leave_out_whole, plan, plan_whole
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 SEQUENCES = st.lists(TOKENS, min_size=1, max_size=14)
@@ -148,3 +150,76 @@ def test_a_chain_of_ten_thousand_branches_needs_no_deep_recursion() -> None:
 
 def test_an_empty_plan_has_no_steps() -> None:
     assert plan([], [], Batch()).steps == ()
+
+
+@given(SEQUENCES, st.integers(1, 5), st.integers(0, 60), st.booleans())
+def test_companies_are_the_steps_in_their_order_and_keep_within_the_batch(
+    sequences: list[list[int]], rows: int, tokens: int, equal: bool
+) -> None:
+    batch = Batch(rows=rows, tokens=tokens, equal=equal)
+    schedule = plan(sequences, [len(s) - 1 for s in sequences], batch, apart=True)
+    lengths_of = list(map(len, sequences))
+    gathered, companies = gather(schedule, lengths_of, batch, joins=True)
+    assert [step for company in companies for step in company] == [*gathered.steps]
+    assert run(gathered, sequences, cut=True)[:1] == run(schedule, sequences, cut=True)[:1]
+    for company in companies:
+        lengths = [len(sequences[row]) for step in company if step.reads for row in step.rows]
+        assert company[-1].reads
+        assert len(lengths) == 1 or (len(lengths) <= rows and len(lengths) * max(lengths) <= tokens)
+        assert not equal or len(set(lengths)) == 1
+    for before, after in itertools.pairwise(companies):  # no two that follow one another would have fitted into one
+        lengths = [len(sequences[row]) for step in before if step.reads for row in step.rows]
+        first = next(step for step in after if step.reads)
+        together = [*lengths, len(sequences[first.rows[0]])]
+        assert len(together) > rows or len(together) * max(together) > tokens or (equal and len(set(together)) > 1)
+
+
+@given(SEQUENCES, st.data())
+def test_a_company_is_run_as_a_whole_or_left_out_as_a_whole(sequences: list[list[int]], data: st.DataObject) -> None:
+    batch = Batch(rows=3, tokens=30)
+    schedule = plan(sequences, [len(s) - 1 for s in sequences], batch, apart=True)
+    schedule, companies = gather(schedule, list(map(len, sequences)), batch, joins=True)
+    known = data.draw(st.sets(st.integers(0, len(sequences) - 1)))
+    for company, left in zip(companies, leave_out_whole(schedule.steps, companies, known), strict=True):
+        reads = {read.sequence for step in company for read in step.reads}
+        if reads <= known:
+            assert not any(step.reads for step in left)
+        else:
+            assert left == company
+
+
+@given(SEQUENCES, st.integers(1, 5))
+def test_rows_of_one_length_are_asked_for_and_given(sequences: list[list[int]], rows: int) -> None:
+    batch = Batch(rows=rows, tokens=100, equal=True)
+    wanted = [len(sequence) - 1 for sequence in sequences]
+    for schedule in (plan(sequences, wanted, batch), plan_whole(sequences, wanted, batch)):
+        assert sorted({read.sequence for step in schedule.steps for read in step.reads}) == [*range(len(sequences))]
+        for step in schedule.steps:
+            assert len(step.rows) == 1 or {len(sequences[row]) for row in step.rows} == {step.stop}
+
+
+@given(SEQUENCES, st.data(), st.booleans())
+def test_what_is_not_worth_a_forward_is_read_with_each_branch(sequences: list[list[int]], data: st.DataObject, cut: bool) -> None:
+    wanted = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    worth = data.draw(st.integers(0, 20))
+    batch = Batch(rows=data.draw(st.integers(1, 4)) if cut else 1, tokens=60, forward=worth)
+    schedule = plan(sequences, wanted, batch, cut=cut)
+    reads, ran, _ = run(schedule, sequences, cut)
+    assert reads == Counter((i, p) for i, sequence in enumerate(sequences) for p in range(wanted[i], len(sequence)))
+    assert sum(ran) == schedule.computed
+    strict = plan(sequences, wanted, dataclasses.replace(batch, forward=0), cut=cut)
+    nodes = 2 * len(sequences)  # no tree of so many sequences has more that branch, or that one ends in
+    assert strict.computed <= schedule.computed <= strict.computed + worth * nodes
+
+
+def test_prompts_that_begin_alike_for_a_few_tokens_are_read_in_full_batches() -> None:
+    prompts = [[1, first, *range(10 * number, 10 * number + 50)] for number, first in enumerate([2, 3, 4, 5] * 4)]
+    wanted = [len(prompt) - 1 for prompt in prompts]
+    assert [len(step.rows) for step in plan(prompts, wanted, Batch(rows=8, tokens=1000, forward=64)).steps] == [8, 8]
+    assert len(plan(prompts, wanted, Batch(rows=8, tokens=1000)).steps) == 8
+
+
+def test_a_beginning_that_many_share_is_read_once_however_few_its_tokens() -> None:
+    prompts = [[1, 2, number, *range(20)] for number in range(100, 140)]
+    steps = plan(prompts, [20] * 40, Batch(rows=8, tokens=1000, forward=64)).steps
+    assert [(len(step.rows), step.start) for step in steps] == [(1, 0), *[(8, 2)] * 5]

@@ -20,7 +20,7 @@ from harness_ext import positions
 from harness_ext.models import machine
 from harness_ext.models.demand import count_weights, find_peak, list_tensors
 from harness_ext.models.inspection import build_without_weights
-from harness_ext.models.self_check import ERRORS
+from harness_ext.models.rounding import ERRORS
 from harness_ext.models.state import Cuttable
 
 log = logging.getLogger(__name__)

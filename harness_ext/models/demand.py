@@ -30,7 +30,7 @@ from harness_ext.model_view import first_line, resolve
 from harness_ext.models import machine, memory
 from harness_ext.models.forward import SCORES, Forward
 from harness_ext.models.inspection import build_without_weights
-from harness_ext.models.self_check import ERRORS
+from harness_ext.models.rounding import ERRORS
 from harness_ext.models.side_by_side import run_threads
 from harness_ext.models.state import BufferLayer, Copied, Cuttable, State
 

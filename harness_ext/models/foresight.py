@@ -67,6 +67,14 @@ def look_ahead(reader: Reader, sizes: Sequence[int]) -> None:
         return
 
 
+def limit_rows(reader: Reader, tokens: int, rows: int) -> int:
+    """`rows`, or as many as half of what a CPU has free holds, of a batch that is held at once; `tokens`: of the longest prompt and its answer."""
+    if not reader.memory.foresees:
+        return rows
+    have = machine.read_free(refused=False).bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(rows, have // (2 * max(1, tokens * guess_token(reader.forward.model)))))
+
+
 def _strip(reader: Reader) -> torch.nn.Module | None:
     """The model without its weights, in the type it computes in; None where none can be built of its config."""
     config = copy.deepcopy(reader.forward.model.config)

@@ -154,17 +154,20 @@ class Run:
             self._in_chunks_that_fit(functools.partial(self._run, step))
 
     @torch.inference_mode()
-    def hold(self, step: Step, tokens: int) -> State:
-        """The state after the first `tokens` tokens of a step's first row, for something else to go on from; then `leave` it."""
+    def hold(self, step: Step) -> State:
+        """The state after all tokens of a step's rows but the last of each, for something else to go on from; then `leave` it."""
+        return self._in_chunks_that_fit(functools.partial(self._hold, step))
 
-        def hold() -> State:
-            self._enter(step)
-            self.done = tokens
-            self._read_row(step.rows[0], tokens, ())
+    def _hold(self, step: Step) -> State:
+        state = self._enter(step)
+        self.done = stop = step.stop - 1
+        if len(step.rows) == 1:
+            self._read_row(step.rows[0], stop, ())
             assert self._state is not None
             return self._state
-
-        return self._in_chunks_that_fit(hold)
+        several = (state.forked if stop - step.start <= self.chunk else state.copied)(len(step.rows))
+        self._read(several, step.rows, step.start, stop, ())
+        return several
 
     def leave(self) -> None:
         """What `hold` gave was gone on from: back to what was read, where that is possible."""

@@ -10,6 +10,7 @@ HFLM's too: the tests hold them together.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,9 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 CHUNK = {"cpu": 512}
 """Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
 ELSEWHERE = 2048
+FORWARD = {"cpu": 64}
+"""Tokens that take as long as what a forward takes beside them, about; FORWARD_ELSEWHERE on other devices (not measured)."""
+FORWARD_ELSEWHERE = 256
 
 
 class HFExtrapolate(TokenisingHFLM):
@@ -88,7 +92,7 @@ class HFExtrapolate(TokenisingHFLM):
         self._given_length = trained_length
         self._lifted = self._announced = 0
         self._knows_outcomes = True
-        self._state: State | None = None
+        self._held: tuple[State, list[list[int]]] | None = None
         self._placing: Placing | None = None
         self._journals: list[Journal] | None = None
         self._method, self._extension = method, None
@@ -370,7 +374,7 @@ class HFExtrapolate(TokenisingHFLM):
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
-        if self.backend == "causal" and any(map(_is_greedy, settings)):
+        if self.backend == "causal" and any(map(self._is_greedy, settings)):
             self._prepare(longest, longest)
             self._can_generate(longest)
         foresight.look_ahead(self._reader, sizes)
@@ -383,7 +387,7 @@ class HFExtrapolate(TokenisingHFLM):
                 continue
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
-            if self.backend == "causal" and _is_greedy(asked) and self._can_generate(longest):
+            if self.backend == "causal" and self._is_greedy(asked) and self._can_generate(longest):
                 found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
             else:
                 found = self._generate_whole(
@@ -394,6 +398,11 @@ class HFExtrapolate(TokenisingHFLM):
         settled = self._ranks.own(self._memory.settle(sizes, self._ranks.collect(answers, self._tell())))
         return [check_understood(request, answer) for request, answer in zip(own, settled, strict=True)]
 
+    def _is_greedy(self, asked: dict[str, Any]) -> bool:
+        """Whether generation arguments, over the model's own, ask for the one answer that is always the same."""
+        beams = asked.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
+        return not asked.get("do_sample") and not asked.get("temperature") and beams == 1
+
     def _can_generate(self, longest: int) -> bool:
         self._reader.prepare(longest)
         return self._reader.generates
@@ -401,21 +410,24 @@ class HFExtrapolate(TokenisingHFLM):
     def _generate(self, contexts: Sequence[list[int]], requests: Sequence[Instance], budget: int, *, quiet: bool) -> list[Any]:
         """Greedy answers, each from what its prompt shares with others, by HFLM's own generation."""
         rows = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
-        batch = Batch(rows=rows, tokens=rows * (self._window if self.batch_size == "auto" else max(map(len, contexts))), equal=True)
-        schedule = self._reader.plan(contexts, [len(context) - 1 for context in contexts], batch, apart=True)
+        longest = max(map(len, contexts))
+        rows = foresight.limit_rows(self._reader, longest + budget, rows)
+        batch = self._bound(rows, rows * (self._window if self.batch_size == "auto" else longest))
+        schedule, companies = self._reader.plan_answers(contexts, batch)
         own: Any = self.batch_size_per_gpu  # type: ignore[has-type]
 
         def answer(indices: Sequence[int], state: State | None) -> list[str]:
-            self.batch_size_per_gpu, self._state = len(indices), state
+            self.batch_size_per_gpu = len(indices)
+            self._held = None if state is None else (state, [list(contexts[index]) for index in indices])
             try:
                 return list(super(HFExtrapolate, self).generate_until([requests[index] for index in indices], disable_tqdm=True))
             finally:
-                self.batch_size_per_gpu, self._state = own, None
+                self.batch_size_per_gpu, self._held = own, None
 
         with self._reader.open_bar("generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             settings = [str(request.args[1]) for request in requests]
-            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
-            return list(self._reader.generate(contexts, schedule, bar, budget, answer, write=keep, known=known))
+            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary, rows=rows)
+            return list(self._reader.generate(contexts, schedule, companies, bar, budget, answer, write=keep, known=known))
 
     def _generate_whole(
         self, requests: Sequence[Instance], contexts: Sequence[list[int]], sizes: Sequence[int], *, quiet: bool
@@ -425,13 +437,11 @@ class HFExtrapolate(TokenisingHFLM):
         settings = str(requests[0].args[1])
         known: dict[int, Any] = {}
         keep: Callable[[dict[int, Any]], None] = lambda answers: None  # noqa: E731
-        if _is_greedy(
-            normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
-        ):  # what is drawn depends on all that was drawn before
+        asked = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
+        if self._is_greedy(asked):  # what is drawn depends on all that was drawn before
             known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
-        for start in tqdm(range(0, len(requests), rows), desc="generate_until", disable=True if quiet or self.rank else None):
-            batch = range(start, min(start + rows, len(requests)))
+        for batch in tqdm(self._cut(contexts, rows), desc="generate_until", disable=True if quiet or self.rank else None):
             if all(index in known for index in batch):
                 answers += [known[index] for index in batch]
                 continue
@@ -444,13 +454,35 @@ class HFExtrapolate(TokenisingHFLM):
             answers += found
         return answers
 
+    def _cut(self, contexts: Sequence[list[int]], rows: int) -> list[range]:
+        """Prompts in batches of so many rows, in their order; of one length, or one, where the model answers it otherwise beside others."""
+        lengths, starts = list(map(len, contexts)), [0]
+        batch = self._reader.checks.limit("answered", Batch(rows=rows), max(lengths))
+        if self.backend != "causal":  # where HFLM takes the prompt's tokens, with padding, for answer's
+            batch = dataclasses.replace(batch, equal=True)
+        for index in range(1, len(lengths)):
+            if index - starts[-1] == batch.rows or (batch.equal and lengths[index] != lengths[starts[-1]]):
+                starts.append(index)
+        return list(map(range, starts, [*starts[1:], len(lengths)]))
+
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        """HFLM's, from the state that holds the beginning of the rows of context (rows, tokens)."""
-        held = self._state.arguments() if self._state else {}
-        given = {name: value for name, value in held.items() if name != "use_cache"}
+        """HFLM's, from the state that holds the beginnings of the rows of context (rows, tokens, padded on the left), which it has in its own order."""
+        state, prompts = self._held or (None, [])
+        mask = options["attention_mask"]
+        # HFLM stops at the tokenizer's EOS only when all rows have come to it, and what a row says after its own would be left in its answer.
+        ends = self.model.generation_config.eos_token_id
+        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+        options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
+        rows = {tuple(row[-count:]): at for at, (row, count) in enumerate(zip(context.tolist(), mask.sum(1).tolist(), strict=True))}
+        order = [rows.get(tuple(prompt)) for prompt in prompts]
         with torch.inference_mode():  # as what is held was made in
-            tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options, **given)
-        return tokens
+            if state is None or None in order:
+                whole: torch.Tensor = super()._model_generate(context, max_length, stop, **options)
+                return whole
+            held = {name: value for name, value in state.arguments().items() if name != "use_cache"}
+            options["attention_mask"] = mask[order]
+            tokens: torch.Tensor = super()._model_generate(context[order], max_length, stop, **options, **held)
+            return tokens[[order.index(row) for row in range(len(order))]]
 
     # ------------------------------------------------------------------ what is read together
 
@@ -474,10 +506,14 @@ class HFExtrapolate(TokenisingHFLM):
         read = [sequence[:-1] for sequence in sequences]
         count, longest = override or self.batch_size, max(map(len, read))
         if count == "auto" or not count:
-            batch = Batch(rows=self.max_batch_size, tokens=longest)
+            batch = self._bound(self.max_batch_size, longest)
         else:
-            batch = Batch(rows=int(count), tokens=int(count) * longest)
+            batch = self._bound(int(count), int(count) * longest)
         return self._reader.plan(read, [start - 1 for start in starts], batch)
+
+    def _bound(self, rows: int, tokens: int) -> Batch:
+        """A batch of so many rows, and tokens in all. With several, what prompts share must be worth a forward; each of its tokens is computed once otherwise."""
+        return Batch(rows=rows, tokens=tokens, forward=FORWARD.get(self.device.type, FORWARD_ELSEWHERE) if rows > 1 else 0)
 
     def _detect_batch_size(self, requests: Sequence[Request] | None = None, pos: int = 0) -> int:
         """HFLM's probe (for generation and rolling windows), at the trained length and not at what tasks have lifted it to."""
@@ -537,8 +573,3 @@ class HFExtrapolate(TokenisingHFLM):
 def _keep_measured(keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
     """Finished answers into the journal; an outcome is none."""
     keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})
-
-
-def _is_greedy(asked: dict[str, Any]) -> bool:
-    """Whether generation arguments ask for the one answer that is always the same."""
-    return not asked.get("do_sample") and not asked.get("temperature") and asked.get("num_beams", 1) == 1

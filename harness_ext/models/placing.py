@@ -3,7 +3,7 @@
 That a forward takes `position_ids` proves little: a bias may be counted from the mask or the cache whatever they say, a jump may be
 taken for the end of a packed sequence, after which nothing before it is seen, and a recurrent layer counts tokens by reading them. So
 random tokens are read with positions given and without, with a jump, with neighbours that share positions, and in chunks, and held against
-what one rounding of the embeddings does (`self_check`).
+what one rounding of the embeddings does (`rounding`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from harness_ext.cells import Limit, Placing
 from harness_ext.model_view import first_line
 from harness_ext.models.forward import Forward
-from harness_ext.models.self_check import CHUNKS, ERRORS, TOKENS, TOLERANCE, Plain, draw, read_in_chunks
+from harness_ext.models.rounding import ERRORS, TOLERANCE, Plain, draw, read_whole
+from harness_ext.models.self_check import CHUNKS, TOKENS, read_in_chunks
 from harness_ext.models.state import State
 from harness_ext.positions import SCHEMES, read_schemes
 
@@ -39,7 +40,7 @@ class _Check:
     def at(self, positions: Sequence[int] | None, tokens: Tensor | None = None) -> Plain:
         """Read at these positions, in one forward; at their own for None."""
         placed = None if positions is None else torch.tensor([list(positions)])
-        return Plain(self.forward, self.tokens if tokens is None else tokens, placed)
+        return read_whole(self.forward, self.tokens if tokens is None else tokens, placed)
 
 
 def find_placing(forward: Forward, limit: Limit | None, make: Callable[[int], State] | None) -> Placing:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,10 +92,12 @@ class Batch:
     tokens: int = 0
     """Rows × the longest row, cached tokens included; a single row may have more."""
     equal: bool = False
-    """Rows that go on from cached tokens have one length."""
+    """Rows have one length."""
     leaves: int = 0
     """Rows × their longest, cached tokens aside, that may go on from the same cached tokens whatever else is said; 0 where each row
     needs a copy of those."""
+    forward: int = 0
+    """Tokens that may be read again to save a forward: what fewer tokens would be saved by is read with each branch."""
 
 
 def plan(
@@ -118,9 +120,10 @@ def plan(
     ([((0,), 0, 3), ((1,), 3, 5), ((0,), 3, 4), ((2,), 2, 3)], 12, 7)
     """
     root, ends = build_tree(sequences, apart=apart)
-    if not alone:
-        _push_down(root, ends)
     weigh(root)
+    if batch.forward or not alone:
+        _push_down(root, ends, lambda size, branches: size * (branches - 1) < batch.forward or (size == 1 and not alone))
+        weigh(root)
     lengths = [len(sequence) for sequence in sequences]
     walked = list(_walk_and_cut(root, lengths, batch) if cut else _walk_and_copy(root, lengths, batch))
     places = {
@@ -149,6 +152,8 @@ def plan_whole(sequences: Sequence[Sequence[int]], wanted: Sequence[int], batch:
     order, steps = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)), []
     while order:
         count = max(1, min(batch.rows, batch.tokens // lengths[order[0]]))
+        if batch.equal:
+            count = sum(lengths[index] == lengths[order[0]] for index in order[:count])
         rows, order = tuple(order[:count]), order[count:]
         reads = tuple(Read(sequence=index, row=row, start=wanted[index], stop=lengths[index]) for row, index in enumerate(rows))
         steps.append(Step(rows=rows, start=0, stop=lengths[rows[0]], reads=reads))
@@ -166,6 +171,42 @@ def leave_out(steps: Sequence[Step], known: Container[int]) -> tuple[Step, ...]:
         if wanted[number] and parent >= 0:
             wanted[parent] = True
     return tuple(step for step, is_wanted in zip(steps, wanted, strict=True) if is_wanted)
+
+
+def gather(schedule: Schedule, lengths: Sequence[int], batch: Batch, *, joins: bool) -> tuple[Schedule, list[tuple[Step, ...]]]:
+    """The steps in companies, in their order: those whose rows are gone on from together, padded to one length, as many as `batch` holds.
+
+    `joins`: rows of several steps can be, and a step is cut in two where it fills a company; otherwise each that reads is one. A step is in the
+    company of what it is the first to be needed for. `lengths`: tokens of each sequence.
+    """
+    companies: list[list[Step]] = []
+    rows = longest = 0
+    waiting: list[Step] = []
+    for step in schedule.steps:
+        if not step.reads:
+            waiting.append(step)
+            continue
+        left = range(len(step.rows))
+        while left:
+            stop = lengths[step.rows[left[0]]]
+            fitting = min(batch.rows, batch.tokens // max(longest, stop)) - rows
+            if not joins or not companies or fitting < 1 or (batch.equal and stop != longest):
+                companies.append([])
+                rows = longest = 0
+                fitting = max(1, min(batch.rows, batch.tokens // stop)) if joins else len(left)
+            part, left = left[:fitting], left[fitting:]
+            companies[-1] += [*waiting, take_rows(step, part, stop)]
+            rows, longest, waiting = rows + len(part), max(longest, stop), []
+    steps = tuple(itertools.chain.from_iterable(companies))
+    return dataclasses.replace(schedule, steps=steps), [tuple(company) for company in companies]
+
+
+def leave_out_whole(steps: Sequence[Step], companies: Sequence[tuple[Step, ...]], known: Container[int]) -> list[tuple[Step, ...]]:
+    """As `leave_out`, of companies of `steps`: one that reads for another sequence is run as it stands."""
+    reads = [[read.sequence for step in company for read in step.reads] for company in companies]
+    done = {sequence for own in reads if all(sequence in known for sequence in own) for sequence in own}
+    left = {id(step) for step in leave_out(steps, done)}
+    return [tuple(step for step in company if id(step) in left) for company in companies]
 
 
 def find_parents(steps: Sequence[Step]) -> list[int]:
@@ -192,10 +233,12 @@ def leave_read(step: Step, done: int) -> Step:
     )
 
 
-def take_row(step: Step, row: int, stop: int) -> Step:
-    """One row of a step as a step of its own; `stop`: the row's."""
-    own = tuple(dataclasses.replace(read, row=0) for read in step.reads if read.row == row)
-    return dataclasses.replace(step, rows=(step.rows[row],), stop=stop, reads=own)
+def take_rows(step: Step, rows: Sequence[int], stop: int) -> Step:
+    """Some rows of a step as a step of their own; `stop`: the longest one's."""
+    if len(rows) == len(step.rows):
+        return step
+    reads = tuple(dataclasses.replace(read, row=rows.index(read.row)) for read in step.reads if read.row in rows)
+    return dataclasses.replace(step, rows=tuple(step.rows[row] for row in rows), stop=stop, reads=reads)
 
 
 def count_tokens(step: Step, lengths: Sequence[int]) -> int:
@@ -250,21 +293,25 @@ def _split(node: Node, at: int) -> Node:
     return upper
 
 
-def _push_down(root: Node, ends: list[Node]) -> None:
-    """Where a node has one token and others below it, each of those gets the token, too, and so does a leaf for the sequences that end there."""
+def _push_down(root: Node, ends: list[Node], is_light: Callable[[int, int], bool]) -> None:
+    """Where a node with others below it is light, by its tokens and how many branches end at or below it, each of those gets its tokens, too, and so
+    does a leaf for the sequences that end there."""
     ending: dict[int, list[int]] = {}
     for sequence, end in enumerate(ends):
         ending.setdefault(id(end), []).append(sequence)
     stack = [root]
     while stack:
         above = stack.pop()
-        for node in above.children.copy():
-            if node.stop - node.start > 1 or not node.children:
+        waiting, above.children = above.children[::-1], []
+        while waiting:
+            node = waiting.pop()
+            branches = node.leaves + (id(node) in ending)
+            if not node.children or not is_light(node.stop - node.start, branches):
+                above.children.append(node)
                 continue
-            above.children.remove(node)
             for below in node.children:
                 below.start, below.parent = node.start, above
-            above.children += node.children
+            waiting += node.children[::-1]
             if id(node) in ending:
                 leaf = Node(node.start, node.stop, node.sequence, above)
                 above.children.append(leaf)
@@ -336,7 +383,7 @@ def _run_leaves(above: Node, lengths: Sequence[int], batch: Batch) -> Iterator[W
             longest = leaves[0].stop - above.stop
             alike = sum(ALIKE * (leaf.stop - above.stop) >= longest for leaf in leaves)
             count = max(count, min(alike, batch.leaves // longest))
-        if batch.equal and above.stop:
+        if batch.equal:
             count = sum(leaf.stop == leaves[0].stop for leaf in leaves[:count])
         chosen, leaves = leaves[:count], leaves[count:]
         rows = tuple(leaf.sequence for leaf in chosen)

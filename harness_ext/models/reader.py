@@ -11,13 +11,14 @@ from typing import Any
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models import pieces, prefix_tree
+from harness_ext.models.batch_check import BatchChecks
 from harness_ext.models.forward import Forward, Run
 from harness_ext.models.lanes import Lanes, split
 from harness_ext.models.ledger import Answer, Ledger
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
-from harness_ext.models.self_check import Finding, check_generation, find_reach, find_state
+from harness_ext.models.self_check import Finding, find_reach, find_state
 from harness_ext.models.side_by_side import run_side_by_side
 from harness_ext.models.state import State
 from harness_ext.models.watching import Reading
@@ -25,6 +26,8 @@ from harness_ext.models.watching import Reading
 log = logging.getLogger(__name__)
 
 Tokens = Sequence[int]
+Company = tuple[Step, ...]
+"""Steps whose prompts are answered together."""
 
 
 class Reader:
@@ -44,8 +47,8 @@ class Reader:
         """Tokens that were read at a time where memory was scarce."""
         self.lanes = 1
         """Steps that are run side by side at most, each on a state of its own and with its share of the cores."""
+        self.checks = BatchChecks(forward)
         self._checked = 0
-        self._generation: Finding | None = None
 
     def prepare(self, longest: int) -> None:
         """Finds out what the model, as it is now, can go on from; no farther than the `longest` prompt, in tokens, goes.
@@ -56,6 +59,7 @@ class Reader:
         if self.sharing is not None and (self.sharing.make is None or far <= self._checked):
             return
         self.sharing, self._checked = find_state(self.forward, self.trained, far), far
+        self.checks.forget()
         if self.sharing.make is None and pieces.remove(self.forward.model):
             self.sharing = find_state(self.forward, self.trained, far)
         how = "prompts share what they have in common" if self.sharing.make else "every prompt is read whole"
@@ -64,12 +68,8 @@ class Reader:
     @property
     def generates(self) -> bool:
         """Whether an answer can be generated from a shared beginning, found out on the first call after `prepare`."""
-        if self._generation is None:
-            make = self._made().make
-            self._generation = check_generation(self.forward, make, self._checked) if make else self._made()
-            if make and not self._generation.make:
-                log.warning("answers are generated from whole prompts: %s", self._generation.said)
-        return self._generation.make is not None
+        make = self._made().make
+        return make is not None and self.checks.generates(make, self._checked)
 
     def _made(self) -> Finding:
         assert self.sharing is not None, "prepare comes first"
@@ -102,15 +102,29 @@ class Reader:
             "sharing": self.sharing.said if self.sharing else "nothing was read",
         }
 
-    def plan(self, sequences: Sequence[Tokens], wanted: Sequence[int], batch: Batch, *, apart: bool = False) -> Schedule:
-        """The schedule that suits the model; see `prefix_tree.plan`."""
+    def plan(self, sequences: Sequence[Tokens], wanted: Sequence[int], batch: Batch) -> Schedule:
+        """The schedule of prompts to score, one that suits the model; see `prefix_tree.plan`."""
         make = self._made().make
-        if make is None:
-            return prefix_tree.plan_whole(sequences, wanted, batch)
-        state = make(0)
-        if state.forks and not apart:
+        state = make(0) if make else None
+        if state is not None and state.forks:
             batch = dataclasses.replace(batch, leaves=self.chunk)
-        return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, apart=apart, alone=state.alone)
+        if state is None:  # of the others it is known that what comes after a token changes nothing: they can be read in chunks
+            batch = self.checks.limit("read", batch, max(map(len, sequences), default=0))
+            return prefix_tree.plan_whole(sequences, wanted, batch)
+        return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, alone=state.alone)
+
+    def plan_answers(self, contexts: Sequence[Tokens], batch: Batch) -> tuple[Schedule, list[Company]]:
+        """The schedule of prompts to answer, the last token of each read for itself, and its steps as they are answered together."""
+        make, longest = self._made().make, max(map(len, contexts), default=0)
+        assert make is not None, "answers are generated from whole prompts"
+        state = make(0)
+        if state.joins:
+            batch = self.checks.limit("gone on from", batch, longest, make)
+        else:  # those that share nothing are answered whole, and so together
+            batch = self.checks.limit("answered", batch, longest)
+        lengths = list(map(len, contexts))
+        schedule = prefix_tree.plan(contexts, [length - 1 for length in lengths], batch, cut=state.cuts, apart=True)
+        return prefix_tree.gather(schedule, lengths, batch, joins=state.joins)
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
         """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""
@@ -162,7 +176,7 @@ class Reader:
                     if rows == 1:
                         ledger.add({read.sequence: self.memory.refuse(len(sequences[read.sequence])) for read in left.reads})
                     else:
-                        pending += [prefix_tree.take_row(left, row, len(sequences[step.rows[row]]) - 1) for row in range(rows)]
+                        pending += [prefix_tree.take_rows(left, [row], len(sequences[step.rows[row]]) - 1) for row in range(rows)]
                     ledger.add(self.memory.list_refused([len(sequence) for sequence in sequences], unheld=1))
                     pending = list(reversed(prefix_tree.leave_out(tuple(reversed(pending)), ledger.answers)))
                 ledger.hand_over()
@@ -186,6 +200,7 @@ class Reader:
         self,
         contexts: Sequence[Tokens],
         schedule: Schedule,
+        companies: Sequence[Company],
         bar: TokenBar,
         budget: int,
         answer: Callable[[Sequence[int], State | None], list[str]],
@@ -194,37 +209,33 @@ class Reader:
     ) -> list[str | Unmeasured]:
         """A greedy answer of at most `budget` tokens to each of `contexts`, equal ones answered once; `write` and `known` as in `score`.
 
-        `answer` is given contexts by their indices, and the state that all of them go on from: a row for each, or None where
-        they share nothing.
+        `answer` is given contexts by their indices, and the state to go on from, a row for each: it holds all tokens but the last of
+        each, or is None where they share nothing.
         """
         make = self._make(schedule.longest + budget)
         run = Run(self.forward, contexts, make, self.chunk, bar.update)
         found: dict[int, str | Unmeasured] = dict(known or {})
         started = time.monotonic()
-        for step in prefix_tree.leave_out(schedule.steps, found):
-            run.done = step.start
-            if not step.reads:
-                self.memory.unless_out(step.stop, functools.partial(run.run, step))
+        for company in prefix_tree.leave_out_whole(schedule.steps, companies, found):
+            rows = [row for step in company if step.reads for row in step.rows]
+            if not rows:
+                for step in company:
+                    self.memory.unless_out(step.stop, functools.partial(run.run, step))
                 continue
-
-            def generate(rows: Sequence[int], step: Step = step) -> list[str]:
-                if len(step.rows) > 1 and not step.start:
-                    return answer(rows, None)
-                alone = len(step.rows) == 1
-                state = run.hold(step, step.stop - 1 if alone else step.start)
-                answers = answer(rows, state if alone else state.copied(len(rows)))
-                run.leave()
-                return answers
-
-            texts = self.memory.what_fits(step.rows, [len(contexts[row]) + budget for row in step.rows], generate)
+            ask = functools.partial(_answer_together, run, company, contexts, budget, answer)
+            texts = self.memory.what_fits(rows, [len(contexts[row]) + budget for row in rows], ask)
             self.smallest = min(self.smallest, run.chunk)
             if any(isinstance(text, Unmeasured) for text in texts):
                 run.forget()
                 run.chunk = self.chunk
-            come = {read.sequence: texts[read.row] for read in step.reads if read.sequence not in found}
+            text_of = dict(zip(rows, texts, strict=True))
+            come = {read.sequence: text_of[step.rows[read.row]] for step in company for read in step.reads}
+            come = {index: text for index, text in come.items() if index not in found}
             found |= come
             write({index: text for index, text in come.items() if not isinstance(text, Unmeasured)})
-            bar.update(step.stop - 1 if len(step.rows) == 1 else step.start, step.stop + budget, len(step.rows))
+            for step in company:
+                if step.reads:
+                    bar.update(step.stop - 1, step.stop + budget, len(step.rows))
         self.seconds += time.monotonic() - started
         return [found[index] for index in range(len(contexts))]
 
@@ -232,3 +243,35 @@ class Reader:
         """What makes a fresh state with room for so many tokens."""
         make = self._made().make
         return None if make is None else functools.partial(make, room)
+
+
+def _answer_together(
+    run: Run,
+    company: Company,
+    contexts: Sequence[Tokens],
+    budget: int,
+    answer: Callable[[Sequence[int], State | None], list[str]],
+    rows: Sequence[int],
+) -> list[str]:
+    """The answers to some `rows` of a company, which are held all at once."""
+    assert run.make is not None
+    joins, width = run.make().joins, max(len(contexts[row]) for row in rows) - 1
+    if not joins and len(rows) > 1:
+        return answer(rows, None)
+    joined: State | None = None
+    for step in company:
+        own = [number for number, row in enumerate(step.rows) if row in rows]
+        if not step.reads:
+            run.run(step)
+        if not step.reads or not own:
+            continue
+        part = prefix_tree.take_rows(step, own, max(len(contexts[step.rows[number]]) for number in own))
+        state = run.hold(part)
+        if len(rows) == 1:
+            answers = answer(rows, state)
+            run.leave()
+            return answers
+        joined = joined or state.joined(len(rows), width, width + budget)
+        for number, row in enumerate(part.rows):
+            joined.put(rows.index(row), state, len(contexts[row]) - 1, number)
+    return answer(rows, joined)

@@ -20,7 +20,7 @@ from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Schedule
 from harness_ext.models.progress import TokenBar
-from harness_ext.models.reader import Reader
+from harness_ext.models.reader import Company, Reader
 from harness_ext.models.self_check import Finding
 from harness_ext.models.state import State
 
@@ -92,7 +92,7 @@ class Rehearsal(Reader):
 
     def __init__(self, reader: Reader) -> None:
         super().__init__(reader.forward, Memory(reader.forward.device), chunk=reader.chunk, trained=reader.trained, exact=False)
-        self.sharing = reader.sharing
+        self.sharing, self.checks = reader.sharing, reader.checks
         self.begin()
 
     def begin(self) -> None:
@@ -134,6 +134,7 @@ class Rehearsal(Reader):
         self,
         contexts: Sequence[Sequence[int]],
         schedule: Schedule,
+        companies: Sequence[Company],
         bar: TokenBar,
         budget: int,
         answer: Callable[[Sequence[int], State | None], list[str]],
@@ -143,12 +144,12 @@ class Rehearsal(Reader):
         """Answers that mean nothing, as `score`."""
 
         def note(rows: Sequence[int], state: Any) -> list[str]:
-            self.notes.note_answers(len(rows), state, len(contexts[rows[0]]), budget)
+            self.notes.note_answers(len(rows), state, max(len(contexts[row]) for row in rows), budget)
             return [""] * len(rows)
 
         real, self.forward = self.forward, self.notes.forward
         try:
-            return list(super().generate(contexts, schedule, bar, budget, note))
+            return list(super().generate(contexts, schedule, companies, bar, budget, note))
         finally:
             self.forward = real
 
@@ -158,7 +159,7 @@ class Rehearsal(Reader):
         if real is None:
             return None
         state = real()
-        return lambda: self.notes.open(Held(self.notes, cuts=state.cuts, forks=state.forks, alone=state.alone))
+        return lambda: self.notes.open(Held(self.notes, cuts=state.cuts, forks=state.forks, alone=state.alone, joins=state.joins))
 
 
 class Notes:
@@ -191,10 +192,19 @@ class Held:
     """A state of so many tokens in each of so many rows, without tensors."""
 
     def __init__(
-        self, notes: Notes, *, cuts: bool, forks: bool = False, alone: bool = True, rows: int = 1, tokens: int = 0, shared: int = 0
+        self,
+        notes: Notes,
+        *,
+        cuts: bool,
+        forks: bool = False,
+        alone: bool = True,
+        joins: bool = False,
+        rows: int = 1,
+        tokens: int = 0,
+        shared: int = 0,
     ) -> None:
         """`shared`: of its tokens, those that another state holds for it."""
-        self.notes, self.cuts, self.forks, self.alone = notes, cuts, forks, alone
+        self.notes, self.cuts, self.forks, self.alone, self.joins = notes, cuts, forks, alone, joins
         self.rows, self.tokens, self.shared = rows, tokens, shared
 
     def arguments(self) -> dict[str, Any]:
@@ -214,6 +224,12 @@ class Held:
         if not self.forks:
             return self.copied(rows)
         return self.notes.open(Held(self.notes, cuts=True, rows=rows, tokens=self.tokens, shared=self.tokens))
+
+    def joined(self, rows: int, width: int, room: int) -> Held:
+        return self.notes.open(Held(self.notes, cuts=True, rows=rows, tokens=width))
+
+    def put(self, row: int, other: State, tokens: int, of: int = 0) -> None:
+        self.notes.copied += tokens
 
 
 class Counting:

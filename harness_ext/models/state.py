@@ -30,6 +30,8 @@ class State(Protocol):
     """Whether rows that go on from it need no copies of it."""
     alone: bool
     """Whether one token may be read on top of it, and not only several."""
+    joins: bool
+    """Whether rows of several can be put together in one."""
 
     def arguments(self) -> dict[str, Any]:
         """What the model's forward is given beside the tokens."""
@@ -49,6 +51,14 @@ class State(Protocol):
 
     def forked(self, rows: int) -> State:
         """As `copied`, to be read on from once, by one chunk, while this one is left as it is; it need not be a copy."""
+        ...
+
+    def joined(self, rows: int, width: int, room: int) -> State:
+        """A state for so many rows of at most `width` tokens, which `put` brings, with room for `room`; padded on the left, with nothing."""
+        ...
+
+    def put(self, row: int, other: State, tokens: int, of: int = 0) -> None:
+        """Copies the first `tokens` tokens of row `of` of another state into a row of this one, which `joined` made."""
         ...
 
 
@@ -100,6 +110,10 @@ class BufferLayer(DynamicLayer):  # type: ignore[misc]
             other.update(*(kept.repeat_interleave(rows, dim=0) for kept in (self.keys, self.values)))
         return other
 
+    def parts(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values, (heads, tokens, head_dim), that follow one another in a row."""
+        return [(self.keys[row], self.values[row])] if self.get_seq_length() else []
+
 
 class ForkedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of rows that begin with the same ones, (1, heads, tokens, head_dim), which are not copied: `pieces` attends to them."""
@@ -112,6 +126,11 @@ class ForkedLayer(DynamicLayer):  # type: ignore[misc]
         """The rows' own, all of them, which know what they begin with."""
         return pieces.put_after(self.shared, *super().update(key_states, value_states, *args, **kwargs))
 
+    def parts(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """As `BufferLayer`'s."""
+        own = [(self.keys[row], self.values[row])] if super().get_seq_length() else []
+        return [(self.shared[0][0], self.shared[1][0]), *own]
+
     def get_seq_length(self) -> int:
         return int(self.shared[0].shape[-2] + super().get_seq_length())
 
@@ -119,10 +138,18 @@ class ForkedLayer(DynamicLayer):  # type: ignore[misc]
         return self.get_seq_length() + query_length, 0
 
 
+def clear(layer: BufferLayer | ForkedLayer, rows: int, width: int, room: int) -> BufferLayer:
+    """A layer of as many heads, with `width` tokens that are nothing in each of some rows."""
+    other = BufferLayer(room)
+    for part in layer.parts(0)[:1]:
+        other.update(*(kept.new_zeros(rows, kept.shape[0], width, kept.shape[2]) for kept in part))
+    return other
+
+
 class Cuttable:
     """A full cache of keys and values, of sliding-window layers too, since they are to be cut back."""
 
-    cuts = alone = True
+    cuts = alone = joins = True
 
     def __init__(self, room: int, *, forks: bool = False) -> None:
         """`room`: the most tokens that it will hold. `forks`: the model's attention is `pieces`."""
@@ -158,11 +185,38 @@ class Cuttable:
         ]
         return other
 
+    def joined(self, rows: int, width: int, room: int) -> Joined:
+        return Joined(rows, width, room)
+
+    def put(self, row: int, other: State, tokens: int, of: int = 0) -> None:
+        raise NotImplementedError("its rows are of one state")
+
+
+class Joined(Cuttable):
+    """Rows of several caches."""
+
+    def __init__(self, rows: int, width: int, room: int) -> None:
+        super().__init__(room)
+        self.rows, self.width, self.room = rows, width, room
+
+    def put(self, row: int, other: State, tokens: int, of: int = 0) -> None:
+        assert isinstance(other, Cuttable)
+        if not self.cache.layers and tokens:
+            self.cache = copy.copy(other.cache)
+            self.cache.layers = [clear(layer, self.rows, self.width, self.room) for layer in other.cache.layers]
+        for layer, held in zip(self.cache.layers, other.cache.layers, strict=bool(tokens)):
+            start = self.width - tokens
+            for part in held.parts(of):
+                stop = min(self.width, start + part[0].shape[-2])
+                for kept, new in zip((layer.keys, layer.values), part, strict=True):
+                    kept[row, :, start:stop] = new[:, : stop - start]
+                start = stop
+
 
 class Copied:
     """What the model itself makes and gives back. `alone`: one token after it is what it is among several; a few recurrent families compute it otherwise."""
 
-    cuts = forks = False
+    cuts = forks = joins = False
 
     def __init__(self, model: Any, *, alone: bool = True) -> None:
         self.alone = alone
@@ -189,3 +243,9 @@ class Copied:
 
     def forked(self, rows: int) -> Copied:
         return self.copied(rows)
+
+    def joined(self, rows: int, width: int, room: int) -> Copied:
+        raise NotImplementedError("what it carries on has one row")
+
+    def put(self, row: int, other: State, tokens: int, of: int = 0) -> None:
+        raise NotImplementedError("what it carries on has one row")

@@ -1,0 +1,79 @@
+"""How far two ways of computing the same logits are from each other, measured in what one rounding does to them.
+
+The embeddings are shaken by one rounding of their type, and what that does to the logits, position by position, is what rounding does to
+this model (a few positions of a trained model are a hundred times as sensitive as the others).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness_ext.models.forward import Forward
+from harness_ext.positions import text_config
+
+SHAKES = 2
+TOLERANCE = 100
+"""Times the response to a shake. With random weights in float32, models that can be read in pieces differ by 2 times it at most, by
+40 where they carry on a linear attention's state; those that cannot by 250 at least, most of them by 10,000 (`tests/test_sharing.py`)."""
+ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
+"""What a model raises that is read in a way it is not made for."""
+
+
+class Plain:
+    """The logits (rows, positions, vocabulary) that `read` gives, and what one rounding of the embeddings does to them."""
+
+    @torch.inference_mode()
+    def __init__(self, forward: Forward, read: Callable[[], Tensor]) -> None:
+        self.logits = read()
+        epsilon = torch.finfo(forward.dtype).eps
+        generator = torch.Generator().manual_seed(0)
+
+        def shake(_: torch.nn.Module, __: Any, output: Tensor) -> Tensor:
+            noise = torch.randn(output.shape, generator=generator).to(output.device)
+            return (output.float() * (1 + epsilon * noise)).to(output.dtype)
+
+        hooks = [module.register_forward_hook(shake) for module in _list_embeddings(forward.model)]
+        try:
+            self.response = torch.stack([_differ(read(), self.logits) for _ in range(SHAKES)]).amax(0)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def measure(self, logits: Tensor, last: int = 0) -> float:
+        """How far logits (rows, last or all, vocabulary) of the same tokens are, in responses to a shake; at the worst position."""
+        last = last or logits.shape[1]
+        usual = self.response.clamp(min=float(self.response.median()))
+        differences = _differ(logits[:, -last:], self.logits[:, -last:])
+        times = float(torch.where(differences == 0, 0, differences / usual[:, -last:]).max())
+        return times if times == times else float("inf")  # no number is far from any
+
+
+def read_whole(forward: Forward, tokens: Tensor, positions: Tensor | None = None, last: int = 0) -> Plain:
+    """Tokens (rows, count) read in one forward, on nothing. `last`: how many positions to look at, all for 0."""
+    count = tokens.shape[1]
+    return Plain(forward, lambda: forward(tokens, None, range(count - (last or count), count), positions).float())
+
+
+def draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
+    """Random tokens (1, count), none of the special ones."""
+    config: Any = text_config(forward.model.config)
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    usual = [token for token in range(min(forward.vocabulary, 4096)) if token not in special]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.tensor(usual)[torch.randint(len(usual), (1, count), generator=generator)]
+
+
+def _list_embeddings(model: Any) -> list[torch.nn.Module]:
+    """What turns tokens into vectors: an encoder has a module of its own for it, with the same weights."""
+    own = model.get_input_embeddings()
+    same = [module for module in model.modules() if isinstance(module, torch.nn.Embedding) and module.weight is own.weight]
+    return [own, *(module for module in same if module is not own)]
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """The largest difference of any logit, (rows, positions)."""
+    return (one - other).abs().amax(-1)
