@@ -223,3 +223,11 @@ def test_a_beginning_that_many_share_is_read_once_however_few_its_tokens() -> No
     prompts = [[1, 2, number, *range(20)] for number in range(100, 140)]
     steps = plan(prompts, [20] * 40, Batch(rows=8, tokens=1000, forward=64)).steps
     assert [(len(step.rows), step.start) for step in steps] == [(1, 0), *[(8, 2)] * 5]
+
+
+@given(SEQUENCES, st.integers(1, 6), st.integers(1, 20))
+def test_no_more_is_padded_than_a_forward_is_worth(sequences: list[list[int]], rows: int, worth: int) -> None:
+    schedule = plan(sequences, [len(s) - 1 for s in sequences], Batch(rows=rows, tokens=100, forward=worth))
+    for step, tokens in zip(schedule.steps, run(schedule, sequences, cut=True)[1], strict=True):
+        padding = len(step.rows) * (step.stop - step.start) - tokens
+        assert len(step.rows) == 1 or padding <= max(worth, (ALIKE - 1) * tokens)

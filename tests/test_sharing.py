@@ -154,6 +154,22 @@ def test_rows_that_begin_with_the_same_keys_attend_to_them_as_if_each_had_a_copy
     torch.testing.assert_close(found.transpose(1, 2), weights @ value, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_query_attends_to_the_keys_that_its_mask_leaves(heads: int, key_heads: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = heads // key_heads, True
+    query, (key, value) = torch.randn(3, heads, 1, 16), torch.randn(2, 3, key_heads, 30, 16)
+    seen = torch.ones(3, 1, 1, 30, dtype=torch.bool)
+    if masked:
+        seen[0, ..., :7], seen[1, ..., 20:] = False, False
+    found = pieces.attend(module, query, key, value, seen if masked else None, scaling=0.3)[0]
+    every_key, every_value = (states.repeat_interleave(heads // key_heads, dim=1) for states in (key, value))
+    weights = torch.softmax((0.3 * query @ every_key.transpose(-1, -2)).masked_fill(~seen, float("-inf")), dim=-1)
+    torch.testing.assert_close(found.transpose(1, 2), weights @ every_value, atol=2e-6, rtol=0)
+
+
 def test_rows_that_begin_with_the_same_keys_are_refused_where_a_mask_is_needed() -> None:
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 1, True

@@ -3,7 +3,8 @@
 A chunk's queries see every cached key, so that only their own square needs a mask. transformers gives SDPA one mask over all of it, which
 the CPU's kernel turns into floats layer by layer, and repeats the cached keys and values for each head of a group. Here the heads of a
 group are queries of one head, which copies nothing, and the two pieces are joined by their log-sum-exps: the softmax over both, to
-rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of keys).
+rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of keys). A single query, of which a generated token has one, sees
+all that its mask leaves, and is one piece.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -92,6 +94,8 @@ def attend(
     whole: Callable[..., tuple[Tensor, None]] = functools.partial(
         sdpa_attention_forward, module, query, key, value, scaling=scaling, is_causal=is_causal, **rest
     )
+    if tokens == 1 and not unusual and (attention_mask is None or attention_mask.shape[1] == 1):
+        return _attend_singly(query, key, value, attention_mask, scaling), None
     plain = attention_mask is None and causal and past >= 0 and tokens > 1
     if plain and unusual and past:
         attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
@@ -106,6 +110,13 @@ def attend(
             )
         )
     return torch.cat(outputs, dim=1), None
+
+
+def _attend_singly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Outputs as `attend`'s, of one query a row, which sees all keys, or those of a mask (rows, 1, 1, keys): the heads of a group are queries of one head."""
+    rows, heads, _, width = query.shape
+    packed = query.reshape(rows, key.shape[1], -1, width)
+    return F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling).reshape(rows, 1, heads, width)
 
 
 def put_after(shared: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

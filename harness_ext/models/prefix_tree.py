@@ -385,9 +385,20 @@ def _run_leaves(above: Node, lengths: Sequence[int], batch: Batch) -> Iterator[W
             count = max(count, min(alike, batch.leaves // longest))
         if batch.equal:
             count = sum(leaf.stop == leaves[0].stop for leaf in leaves[:count])
+        if batch.forward:
+            count = _count_alike([leaf.stop - above.stop for leaf in leaves[:count]], batch.forward)
         chosen, leaves = leaves[:count], leaves[count:]
         rows = tuple(leaf.sequence for leaf in chosen)
         yield Step(rows=rows, start=above.stop, stop=chosen[0].stop, reads=()), [[leaf] for leaf in chosen]
+
+
+def _count_alike(sizes: Sequence[int], forward: int) -> int:
+    """How many leaves, the longest first, are run at once without more padding than a forward is worth, or than `ALIKE` allows."""
+    count, own = 1, sizes[0]
+    while count < len(sizes) and (count + 1) * sizes[0] - own - sizes[count] <= max(forward, (ALIKE - 1) * (own + sizes[count])):
+        own += sizes[count]
+        count += 1
+    return count
 
 
 def _list_inner(node: Node) -> list[Node]:

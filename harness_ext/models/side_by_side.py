@@ -29,21 +29,50 @@ def run_side_by_side(run: Run, lanes: Lanes, steps: Sequence[Step], ledger: Ledg
 
     Whatever else goes wrong in a lane ends the others at their next chunk, and is raised.
     """
-    number_of = {id(step): number for number, step in enumerate(steps)}
-    first, *parts = ([step for step in part if id(step) in number_of] for part in (lanes.first, *lanes.parts))
-    parts = [part for part in parts if part]
-    left, stop, lock = dict(enumerate(steps)), threading.Event(), threading.Lock()
     tell = run.progress
+    shift = _Shift(steps, ledger, tell)
+    first, *parts = (shift.list_left(part) for part in (lanes.first, *lanes.parts))
+    parts = [part for part in parts if part]
+    run.progress = shift.progress
+    shift.go(run, first)
+    if parts and not shift.stop.is_set():
+        others = _branch(run, len(parts) - 1)
+        if others is not None:
+            ledger.runs += others
+            calls = [functools.partial(shift.go, *lane) for lane in zip((run, *others), parts, strict=True)]
+            run_threads(calls, len(lanes.parts), stop=shift.stop, meanwhile=ledger.hand_over)
+            for other in others:
+                run.absorb(other)
+    ledger.runs, run.progress = [run], tell
+    if shift.left:
+        run.forget()
+        memory.free()
+    return tuple(shift.left.values())
 
-    def progress(start: int, end: int, rows: int) -> None:
-        with lock:
-            tell(start, end, rows)
-        if stop.is_set():
+
+class _Shift:
+    """Steps that are being run in several lanes: what is left of them, by their identity, and whether to stop."""
+
+    def __init__(self, steps: Sequence[Step], ledger: Ledger, tell: Callable[[int, int, int], None]) -> None:
+        self.left = {id(step): step for step in steps}
+        self.stop = threading.Event()
+        self._ledger, self._tell, self._lock = ledger, tell, threading.Lock()
+
+    def list_left(self, steps: Sequence[Step]) -> list[Step]:
+        """Those of some steps that are still to be run."""
+        return [step for step in steps if id(step) in self.left]
+
+    def progress(self, start: int, end: int, rows: int) -> None:
+        """A lane has read a chunk. Raises _StoppedError in a lane that should stop."""
+        with self._lock:
+            self._tell(start, end, rows)
+        if self.stop.is_set():
             raise _StoppedError
 
-    def go(run: Run, part: Sequence[Step]) -> None:
-        for step in part:
-            if stop.is_set():
+    def go(self, run: Run, steps: Sequence[Step]) -> None:
+        """Runs a lane's steps. Where memory runs out, or another lane has stopped, what was not read of them is left."""
+        for step in steps:
+            if self.stop.is_set():
                 return
             run.done = step.start
             try:
@@ -51,39 +80,26 @@ def run_side_by_side(run: Run, lanes: Lanes, steps: Sequence[Step], ledger: Ledg
             except _StoppedError:
                 pass
             except (RuntimeError, MemoryError) as error:
-                stop.set()
+                self.stop.set()
                 if not memory.is_out(error):
                     raise
-                log.warning(
-                    "%d prompts side by side do not fit into memory: one at a time from here on: %s", len(parts), first_line(error)
-                )
-            ledger.note(step, run.done)
+                log.warning("prompts side by side do not fit into memory: one at a time from here on: %s", first_line(error))
+            self._ledger.note(step, run.done)
             if run.done < step.stop:
-                left[number_of[id(step)]] = leave_read(step, run.done)
+                self.left[id(step)] = leave_read(step, run.done)
                 return
-            del left[number_of[id(step)]]
+            del self.left[id(step)]
 
-    run.progress = progress
-    go(run, first)
-    others: list[Run] = []
-    if parts and not stop.is_set():
-        try:
-            others = [run.branch() for _ in parts[1:]]
-        except (RuntimeError, MemoryError) as error:
-            if not memory.is_out(error):
-                raise
-            log.warning("%d states do not fit into memory: one prompt at a time from here on: %s", len(parts), first_line(error))
-        else:
-            ledger.runs += others
-            calls = [functools.partial(go, *lane) for lane in zip((run, *others), parts, strict=True)]
-            run_threads(calls, len(lanes.parts), stop=stop, meanwhile=ledger.hand_over)
-    for other in others:
-        run.absorb(other)
-    ledger.runs, run.progress = [run], tell
-    if left:
-        run.forget()
-        memory.free()
-    return tuple(left[number] for number in sorted(left))
+
+def _branch(run: Run, count: int) -> list[Run] | None:
+    """So many copies of a run, or None where they do not fit into memory."""
+    try:
+        return [run.branch() for _ in range(count)]
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out(error):
+            raise
+        log.warning("%d states do not fit into memory: one prompt at a time from here on: %s", count + 1, first_line(error))
+        return None
 
 
 def run_threads(
