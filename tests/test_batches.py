@@ -12,6 +12,7 @@ from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from test_sharing import DECODERS, longer, prompts
 
+from harness_ext.models import foresight, machine
 from harness_ext.models.batch_check import BatchChecks
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
@@ -243,3 +244,17 @@ def test_a_row_that_has_ended_says_nothing_more_while_others_go_on(saved: Any) -
         answers.append(lm.generate_until(ask(), disable_tqdm=True))
     assert answers[0] == answers[1]
     assert len({len(lms[0].tok_encode(answer)) for answer in answers[0]}) > 1
+
+
+@pytest.mark.parametrize(("free", "rows"), [(7, 3), (100, 8), (0.1, 1)])
+def test_a_batch_that_a_cpu_holds_at_once_takes_half_of_what_is_free_at_most(
+    free: float, rows: int, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux refuses nothing: a batch that is too large ends the process."""
+    lm = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+    tokens = 1000
+    each = 2 * 2 * 2 * 8 * 4 * tokens  # keys and values, layers, heads, width, bytes
+    monkeypatch.setattr(foresight.machine, "read_free", lambda **_: machine.Free(int(free * each), "what is free, here"))
+    assert foresight.limit_rows(lm._reader, tokens, 8) == rows
+    tried = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", try_all=True)
+    assert foresight.limit_rows(tried._reader, tokens, 8) == 8

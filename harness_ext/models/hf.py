@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """lm_eval's: (key for its cache, context tokens, continuation tokens)."""
+Held = tuple[State, list[list[int]]]
+"""A state, and the prompts that its rows are of."""
 CHUNK = {"cpu": 512}
 """Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
 ELSEWHERE = 2048
@@ -92,7 +94,7 @@ class HFExtrapolate(TokenisingHFLM):
         self._given_length = trained_length
         self._lifted = self._announced = 0
         self._knows_outcomes = True
-        self._held: tuple[State, list[list[int]]] | None = None
+        self._held: Held | None = None
         self._placing: Placing | None = None
         self._journals: list[Journal] | None = None
         self._method, self._extension = method, None
@@ -409,20 +411,14 @@ class HFExtrapolate(TokenisingHFLM):
 
     def _generate(self, contexts: Sequence[list[int]], requests: Sequence[Instance], budget: int, *, quiet: bool) -> list[Any]:
         """Greedy answers, each from what its prompt shares with others, by HFLM's own generation."""
-        rows = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
         longest = max(map(len, contexts))
-        rows = foresight.limit_rows(self._reader, longest + budget, rows)
+        rows = foresight.limit_rows(self._reader, longest + budget, self._count_rows())
         batch = self._bound(rows, rows * (self._window if self.batch_size == "auto" else longest))
         schedule, companies = self._reader.plan_answers(contexts, batch)
-        own: Any = self.batch_size_per_gpu  # type: ignore[has-type]
 
         def answer(indices: Sequence[int], state: State | None) -> list[str]:
-            self.batch_size_per_gpu = len(indices)
-            self._held = None if state is None else (state, [list(contexts[index]) for index in indices])
-            try:
-                return list(super(HFExtrapolate, self).generate_until([requests[index] for index in indices], disable_tqdm=True))
-            finally:
-                self.batch_size_per_gpu, self._held = own, None
+            held = None if state is None else (state, [list(contexts[index]) for index in indices])
+            return self._answer([requests[index] for index in indices], held)
 
         with self._reader.open_bar("generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             settings = [str(request.args[1]) for request in requests]
@@ -433,7 +429,6 @@ class HFExtrapolate(TokenisingHFLM):
         self, requests: Sequence[Instance], contexts: Sequence[list[int]], sizes: Sequence[int], *, quiet: bool
     ) -> list[Any]:
         """HFLM's own answers to requests of one kind, longest first, batch by batch."""
-        rows = len(requests) if self.batch_size == "auto" else int(self.batch_size)
         settings = str(requests[0].args[1])
         known: dict[int, Any] = {}
         keep: Callable[[dict[int, Any]], None] = lambda answers: None  # noqa: E731
@@ -441,18 +436,32 @@ class HFExtrapolate(TokenisingHFLM):
         if self._is_greedy(asked):  # what is drawn depends on all that was drawn before
             known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
-        for batch in tqdm(self._cut(contexts, rows), desc="generate_until", disable=True if quiet or self.rank else None):
+        for batch in tqdm(
+            self._cut(contexts, self._count_rows()), desc="generate_until", disable=True if quiet or self.rank else None
+        ):
             if all(index in known for index in batch):
                 answers += [known[index] for index in batch]
                 continue
             found = self._memory.what_fits(
                 [requests[index] for index in batch],
                 [sizes[index] for index in batch],
-                lambda part: list(super(HFExtrapolate, self).generate_until(list(part), disable_tqdm=True)),
+                self._answer,
             )
             keep({index: answer for index, answer in zip(batch, found, strict=True) if isinstance(answer, str)})
             answers += found
         return answers
+
+    def _count_rows(self) -> int:
+        return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+
+    def _answer(self, requests: Sequence[Instance], held: Held | None = None) -> list[str]:
+        """HFLM's answers to requests, all in one batch, from what is `held` of their prompts."""
+        own: Any = self.batch_size_per_gpu  # type: ignore[has-type]
+        self.batch_size_per_gpu, self._held = len(requests), held
+        try:
+            return list(super().generate_until(list(requests), disable_tqdm=True))
+        finally:
+            self.batch_size_per_gpu, self._held = own, None
 
     def _cut(self, contexts: Sequence[list[int]], rows: int) -> list[range]:
         """Prompts in batches of so many rows, in their order; of one length, or one, where the model answers it otherwise beside others."""
@@ -467,22 +476,26 @@ class HFExtrapolate(TokenisingHFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         """HFLM's, from the state that holds the beginnings of the rows of context (rows, tokens, padded on the left), which it has in its own order."""
-        state, prompts = self._held or (None, [])
-        mask = options["attention_mask"]
         # HFLM stops at the tokenizer's EOS only when all rows have come to it, and what a row says after its own would be left in its answer.
         ends = self.model.generation_config.eos_token_id
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
         options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
-        rows = {tuple(row[-count:]): at for at, (row, count) in enumerate(zip(context.tolist(), mask.sum(1).tolist(), strict=True))}
-        order = [rows.get(tuple(prompt)) for prompt in prompts]
+        order, state = self._find_rows(context, options["attention_mask"]), {}
+        if self._held is not None and order:
+            state = {name: value for name, value in self._held[0].arguments().items() if name != "use_cache"}
+            context, options["attention_mask"] = context[order], options["attention_mask"][order]
         with torch.inference_mode():  # as what is held was made in
-            if state is None or None in order:
-                whole: torch.Tensor = super()._model_generate(context, max_length, stop, **options)
-                return whole
-            held = {name: value for name, value in state.arguments().items() if name != "use_cache"}
-            options["attention_mask"] = mask[order]
-            tokens: torch.Tensor = super()._model_generate(context[order], max_length, stop, **options, **held)
-            return tokens[[order.index(row) for row in range(len(order))]]
+            tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options, **state)
+        return tokens[[order.index(row) for row in range(len(order))]] if order else tokens
+
+    def _find_rows(self, context: torch.Tensor, mask: torch.Tensor) -> list[int]:
+        """Which row of a batch each of the prompts is that are held, by their tokens; empty where not all are there: then nothing is gone on from."""
+        if self._held is None:
+            return []
+        lengths = mask.sum(1).tolist()
+        rows = {tuple(row[-count:]): at for at, (row, count) in enumerate(zip(context.tolist(), lengths, strict=True))}
+        found = [rows.get(tuple(prompt), -1) for prompt in self._held[1]]
+        return [] if -1 in found else found
 
     # ------------------------------------------------------------------ what is read together
 
