@@ -54,14 +54,14 @@ class BatchChecks:
 
     def limit(self, kind: Kind, batch: Batch, most: int, *given: Make) -> Batch:
         """What of a batch holds for the model: all of it, rows of one length, or one row. `given`: what makes a state, if one is gone on from."""
-        if batch.rows == 1 and not batch.leaves:
+        if batch.rows == 1:
             return batch
         measure = MEASURES[kind]
         if self._holds(f"only prompts of one length are {kind} together", measure, most, PADDING, *given):
             return batch
         if self._holds(f"prompts are {kind} one at a time", measure, most, 0, *given):
             return dataclasses.replace(batch, equal=True)
-        return dataclasses.replace(batch, rows=1, leaves=0)
+        return dataclasses.replace(batch, rows=1)
 
     def _holds(self, otherwise: str, measure: Callable[..., float], most: int, *given: Any) -> bool:
         count = min(TOKENS, max(most, FEWEST))
