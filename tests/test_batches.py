@@ -236,11 +236,12 @@ def test_a_row_that_has_ended_says_nothing_more_while_others_go_on(saved: Any) -
     """Where the tokenizer's EOS is not among the model's, HFLM ends a batch when all of its rows have come to it."""
     given = {"pretrained": str(saved("llama")), "trained_length": LENGTH, "device": "cpu", "dtype": "float32"}
     lms = [HFExtrapolate(**given, batch_size=batch_size) for batch_size in (1, 16)]
-    said = lms[0].tokenizer(lms[0].generate_until(ask(), disable_tqdm=True)[0], add_special_tokens=False).input_ids
+    ids, mask = lms[0].tok_batch_encode([list_contexts()[0]])
+    said = lms[0].model.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False, pad_token_id=0)[0, -1].item()
     answers = []
     for lm in lms:
         lm.model.generation_config.eos_token_id = None
-        lm.tokenizer.eos_token = lm.tokenizer.convert_ids_to_tokens(said[1])
+        lm.tokenizer.add_special_tokens({"eos_token": lm.tokenizer.convert_ids_to_tokens(said)})  # so that decoding drops it
         answers.append(lm.generate_until(ask(), disable_tqdm=True))
     assert answers[0] == answers[1]
     assert len({len(lms[0].tok_encode(answer)) for answer in answers[0]}) > 1
