@@ -17,6 +17,7 @@ from test_prefix_tree import SEQUENCES
 from harness_ext.compare import Asked
 from harness_ext.models.forward import Run
 from harness_ext.models.hf import HFExtrapolate
+from harness_ext.models.journal import Kept
 from harness_ext.models.lanes import Lanes, split
 from harness_ext.models.prefix_tree import Batch, Schedule, Step, plan
 from harness_ext.models.side_by_side import run_threads
@@ -245,7 +246,7 @@ def test_what_was_answered_before_an_error_is_handed_over(lanes: int, saved: Any
     model, sequences = build(saved), [[*context, *answer] for _, context, answer in ask()]
     reader, schedule = model._reader, model._plan(sequences, [len(context) for _, context, _ in ask()], None)
     reader.lanes = lanes
-    expected = reader.score(sequences, schedule, reader.open_bar("", [], quiet=True))
+    expected = reader.score(sequences, schedule, reader.open_bar("", [], quiet=True), Kept())
     forward, calls, written = model.model.forward, itertools.count(), dict[int, Any]()
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -255,7 +256,7 @@ def test_what_was_answered_before_an_error_is_handed_over(lanes: int, saved: Any
 
     monkeypatch.setattr(model.model, "forward", failing)
     with pytest.raises(IndexError, match="end of a table"):
-        reader.score(sequences, schedule, reader.open_bar("", [], quiet=True), written.update)
+        reader.score(sequences, schedule, reader.open_bar("", [], quiet=True), Kept({}, written.update))
     assert 2 <= len(written) < len(sequences)
     assert written == {index: expected[index] for index in written}
 

@@ -31,7 +31,7 @@ from harness_ext.errors import ModelError
 from harness_ext.model_view import ModelView, check_fits, load_tokenizer
 from harness_ext.models import answers, canary, likeness, provenance
 from harness_ext.models.ceiling import Ceiling
-from harness_ext.models.journal import Journal, keeping, name_scope
+from harness_ext.models.journal import Journal, Kept, keeping, name_scope
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.served import Bounds, Server, check_url
 from harness_ext.token_count import TokenCount, count_appended
@@ -204,17 +204,17 @@ class ApiExtrapolate(LocalCompletionsAPI):
 
     def _resume(
         self, kind: str, sequences: Sequence[Sequence[int]], sizes: Sequence[int], ask: Callable[[int], Any], **facts: Any
-    ) -> tuple[dict[int, Any], Callable[[dict[int, Any]], None]]:
-        """Answers that an interrupted evaluation has left, by index, where the server is still what it was; and what keeps new ones."""
+    ) -> Kept:
+        """Answers that an interrupted evaluation has left, by index, where the server is still what it was."""
         if self._journals is None or not self._knows_outcomes or facts.get("drawn"):
-            return {}, lambda answers: None
+            return Kept()
         facts |= {"kind": kind, "url": self._server.url, "model": self.model, "chat": self.chat, "options": self._options}
         facts |= {"vocabulary": provenance.hash_vocabulary(self.tokenizer), "seed": self._seed}
         facts |= {"packages": {name: importlib.metadata.version(name) for name in ("harness_ext", "lm_eval", "transformers")}}
         now = likeness.take(lambda text: self._ask_fixed(text, likeness.TOKENS, first=self._habits.tells_first))
         if now is None:
             log.warning("answers are not kept, should the run be interrupted: the server does not answer short prompts any more")
-            return {}, lambda answers: None
+            return Kept()
         journal = Journal(name_scope(facts, sequences), asked=len(sequences))
         self._journals.append(journal)
         known = journal.read()
@@ -225,7 +225,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         if before is None or not known:
             journal.write({likeness.PLACE: now})
         self._resumed += len(known)
-        return known, journal.write
+        return Kept(known, journal.write)
 
     # ------------------------------------------------------------------ what lm_eval calls
 
@@ -252,9 +252,9 @@ class ApiExtrapolate(LocalCompletionsAPI):
             return found if isinstance(found, Unmeasured) else found.score(starts[index])
 
         self._check_beginning({size: index for index, size in enumerate(sizes) if starts[index] >= SHORT}, look)
-        kept, keep = self._resume("loglikelihood", sequences, sizes, score, starts=starts)
-        known: dict[int, Likelihood] = {index: (answer[0], bool(answer[1])) for index, answer in kept.items()}
-        return self._ask_all(sizes, _sort_keys(sequences), score, known, keep, quiet=disable_tqdm, name="loglikelihood")
+        kept = self._resume("loglikelihood", sequences, sizes, score, starts=starts)
+        kept = Kept({index: (total, greedy) for index, (total, greedy) in kept.known.items()}, kept.write)
+        return self._ask_all(sizes, _sort_keys(sequences), score, kept, quiet=disable_tqdm, name="loglikelihood")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm_eval's, in windows of the user's `max_length` or the trained length. Raises ModelError where a window has no answer."""
@@ -304,10 +304,8 @@ class ApiExtrapolate(LocalCompletionsAPI):
             self._check_beginning({size: index for index, size in enumerate(sizes) if sent[index] >= SHORT}, look)
         drawn = any(asked.get("do_sample") or asked.get("temperature") for asked in settings)
         said = [str(context) for context in contexts]
-        known, keep = self._resume(
-            "generate_until", prompts, sizes, answer, drawn=drawn, contexts=said, settings=list(map(str, settings))
-        )
-        found = self._ask_all(sizes, _sort_keys(prompts), answer, known, keep, quiet=disable_tqdm, name="generate_until")
+        kept = self._resume("generate_until", prompts, sizes, answer, drawn=drawn, contexts=said, settings=list(map(str, settings)))
+        found = self._ask_all(sizes, _sort_keys(prompts), answer, kept, quiet=disable_tqdm, name="generate_until")
         return [check_understood(request, answer) for request, answer in zip(requests, found, strict=True)]
 
     def _check_likelihoods(self, requests: Sequence[Instance]) -> None:
@@ -347,13 +345,12 @@ class ApiExtrapolate(LocalCompletionsAPI):
         sizes: Sequence[int],
         keys: Sequence[bytes],
         ask: Callable[[int], Any],
-        known: Mapping[int, Any],
-        keep: Callable[[dict[int, Any]], None],
+        kept: Kept,
         *,
         quiet: bool,
         name: str,
     ) -> list[Any]:
-        """The answer to each prompt, asked in the order of `keys`, so that those that begin alike follow one another; the `known` are not asked."""
+        """The answer to each prompt, asked in the order of `keys`, so that those that begin alike follow one another; those known already are not asked."""
         order, found = sorted(range(len(keys)), key=keys.__getitem__), [None] * len(keys)
         over = threading.Event()
 
@@ -361,8 +358,8 @@ class ApiExtrapolate(LocalCompletionsAPI):
             refused = self._ceiling.find(sizes[index])
             if over.is_set() or refused is not None:
                 return refused
-            if index in known:
-                return known[index]
+            if index in kept.known:
+                return kept.known[index]
             try:
                 answer = ask(index)
             except ModelError:
@@ -377,8 +374,8 @@ class ApiExtrapolate(LocalCompletionsAPI):
                 for index, answer in zip(order, pool.map(ask_one, order), strict=True):
                     if isinstance(answer, Unmeasured) and not self._knows_outcomes:
                         raise ModelError(f"{answer.reason}; a sum over the others would be a false number")
-                    if not isinstance(answer, Unmeasured) and index not in known:
-                        keep({index: answer})
+                    if index not in kept.known:
+                        kept.add({index: answer})
                     found[index] = answer
                     bar.update()
         finally:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,14 @@ from harness_ext.cells import Limit, Placing, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
 from harness_ext.models import cards, checkpoint, foresight, pieces, probe, provenance
+from harness_ext.models.answering import AnsweringHFLM
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
 from harness_ext.models.extensions.extension import PINNED, Extension, check_applies, find_method
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
-from harness_ext.models.journal import Journal, keeping, name_scope
+from harness_ext.models.journal import Journal, Kept, keeping, name_scope
 from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.outcomes import check_understood
@@ -43,15 +44,12 @@ from harness_ext.models.progress import find_even_position
 from harness_ext.models.ranks import ALONE, Ranks, add_up
 from harness_ext.models.reader import Reader
 from harness_ext.models.state import State
-from harness_ext.models.tokenising import TokenisingHFLM
 from harness_ext.models.watching import Seen, Watcher, describe
 
 log = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """lm_eval's: (key for its cache, context tokens, continuation tokens)."""
-Held = tuple[State, list[list[int]]]
-"""A state, and the prompts that its rows are of."""
 CHUNK = {"cpu": 512}
 """Tokens read at a time; ELSEWHERE on other devices, which smaller pieces would leave idle."""
 ELSEWHERE = 2048
@@ -60,7 +58,7 @@ FORWARD = {"cpu": 64}
 FORWARD_ELSEWHERE = 256
 
 
-class HFExtrapolate(TokenisingHFLM):
+class HFExtrapolate(AnsweringHFLM):
     """A transformers model whose `max_length` is lifted to what the tasks ask.
 
     `trained_length`: tokens; read from the config where not given. `max_length`: the longest prompt to run; without it, as
@@ -94,7 +92,6 @@ class HFExtrapolate(TokenisingHFLM):
         self._given_length = trained_length
         self._lifted = self._announced = 0
         self._knows_outcomes = True
-        self._held: Held | None = None
         self._placing: Placing | None = None
         self._journals: list[Journal] | None = None
         self._method, self._extension = method, None
@@ -234,12 +231,10 @@ class HFExtrapolate(TokenisingHFLM):
     def _vocabulary(self) -> str:
         return provenance.hash_vocabulary(self.tokenizer)
 
-    def _resume(
-        self, kind: str, sequences: Sequence[Sequence[int]], **facts: Any
-    ) -> tuple[dict[int, Any], Callable[[dict[int, Any]], None]]:
-        """Answers to token sequences that an interrupted evaluation has left, by index; and what keeps new ones."""
+    def _resume(self, kind: str, sequences: Sequence[Sequence[int]], **facts: Any) -> Kept:
+        """Answers to token sequences that an interrupted evaluation has left, by index."""
         if self._journals is None or not self._weights:
-            return {}, lambda answers: None
+            return Kept()
         facts |= {
             "kind": kind,
             "weights": self._weights,
@@ -249,9 +244,9 @@ class HFExtrapolate(TokenisingHFLM):
         facts |= {"override": self._describe_override(), "reading": self._reader.describe_way()}
         journal = Journal(name_scope(facts, sequences), asked=len(sequences))
         self._journals.append(journal)
-        known = journal.read()
-        self._reader.resumed += len(known)
-        return known, journal.write
+        kept = Kept(journal.read(), journal.write)
+        self._reader.resumed += len(kept.known)
+        return kept
 
     # ------------------------------------------------------------------ what lm_eval calls
 
@@ -339,15 +334,8 @@ class HFExtrapolate(TokenisingHFLM):
             for group, schedule in zip(groups, schedules, strict=True):
                 self._prepare(spans[group[0]], longest)
                 asked = [sequences[index] for index in group]
-                known, keep = self._resume(kind, asked, contexts=[starts[index] for index in group])
-                found = self._reader.score(
-                    asked,
-                    schedule,
-                    bar,
-                    write=functools.partial(_keep_measured, keep),
-                    known={index: (answer[0], bool(answer[1])) for index, answer in known.items()},
-                    watch=self._watcher.watch(watched, group, starts),
-                )
+                kept = self._resume(kind, asked, contexts=[starts[index] for index in group])
+                found = self._reader.score(asked, schedule, bar, kept, self._watcher.watch(watched, group, starts))
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
         return ranks.own(self._memory.settle(list(map(len, sequences)), ranks.collect(answers, self._tell())))
@@ -376,7 +364,7 @@ class HFExtrapolate(TokenisingHFLM):
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
-        if self.backend == "causal" and any(map(self._is_greedy, settings)):
+        if self.backend == "causal" and any(map(self.is_greedy, settings)):
             self._prepare(longest, longest)
             self._can_generate(longest)
         foresight.look_ahead(self._reader, sizes)
@@ -389,7 +377,7 @@ class HFExtrapolate(TokenisingHFLM):
                 continue
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
-            if self.backend == "causal" and self._is_greedy(asked) and self._can_generate(longest):
+            if self.backend == "causal" and self.is_greedy(asked) and self._can_generate(longest):
                 found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
             else:
                 found = self._generate_whole(
@@ -400,11 +388,6 @@ class HFExtrapolate(TokenisingHFLM):
         settled = self._ranks.own(self._memory.settle(sizes, self._ranks.collect(answers, self._tell())))
         return [check_understood(request, answer) for request, answer in zip(own, settled, strict=True)]
 
-    def _is_greedy(self, asked: dict[str, Any]) -> bool:
-        """Whether generation arguments, over the model's own, ask for the one answer that is always the same."""
-        beams = asked.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
-        return not asked.get("do_sample") and not asked.get("temperature") and beams == 1
-
     def _can_generate(self, longest: int) -> bool:
         self._reader.prepare(longest)
         return self._reader.generates
@@ -414,54 +397,44 @@ class HFExtrapolate(TokenisingHFLM):
         longest = max(map(len, contexts))
         rows = foresight.limit_rows(self._reader, longest + budget, self._count_rows())
         batch = self._bound(rows, rows * (self._window if self.batch_size == "auto" else longest))
-        schedule, companies = self._reader.plan_answers(contexts, batch)
+        plan = self._reader.plan_answers(contexts, batch, budget)
 
         def answer(indices: Sequence[int], state: State | None) -> list[str]:
             held = None if state is None else (state, [list(contexts[index]) for index in indices])
-            return self._answer([requests[index] for index in indices], held)
+            return self.answer([requests[index] for index in indices], held)
 
-        with self._reader.open_bar("generate_until", [schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
+        with self._reader.open_bar("generate_until", [plan.schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             settings = [str(request.args[1]) for request in requests]
-            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary, rows=rows)
-            return list(self._reader.generate(contexts, schedule, companies, bar, budget, answer, write=keep, known=known))
+            kept = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary, rows=rows)
+            return list(self._reader.generate(plan, bar, answer, kept))
 
     def _generate_whole(
         self, requests: Sequence[Instance], contexts: Sequence[list[int]], sizes: Sequence[int], *, quiet: bool
     ) -> list[Any]:
         """HFLM's own answers to requests of one kind, longest first, batch by batch."""
         settings = str(requests[0].args[1])
-        known: dict[int, Any] = {}
-        keep: Callable[[dict[int, Any]], None] = lambda answers: None  # noqa: E731
+        kept = Kept()
         asked = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
-        if self._is_greedy(asked):  # what is drawn depends on all that was drawn before
-            known, keep = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
+        if self.is_greedy(asked):  # what is drawn depends on all that was drawn before
+            kept = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
         for batch in tqdm(
             self._cut(contexts, self._count_rows()), desc="generate_until", disable=True if quiet or self.rank else None
         ):
-            if all(index in known for index in batch):
-                answers += [known[index] for index in batch]
+            if all(index in kept.known for index in batch):
+                answers += [kept.known[index] for index in batch]
                 continue
             found = self._memory.what_fits(
                 [requests[index] for index in batch],
                 [sizes[index] for index in batch],
-                self._answer,
+                self.answer,
             )
-            keep({index: answer for index, answer in zip(batch, found, strict=True) if isinstance(answer, str)})
+            kept.add(dict(zip(batch, found, strict=True)))
             answers += found
         return answers
 
     def _count_rows(self) -> int:
         return self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
-
-    def _answer(self, requests: Sequence[Instance], held: Held | None = None) -> list[str]:
-        """HFLM's answers to requests, all in one batch, from what is `held` of their prompts."""
-        own: Any = self.batch_size_per_gpu  # type: ignore[has-type]
-        self.batch_size_per_gpu, self._held = len(requests), held
-        try:
-            return list(super().generate_until(list(requests), disable_tqdm=True))
-        finally:
-            self.batch_size_per_gpu, self._held = own, None
 
     def _cut(self, contexts: Sequence[list[int]], rows: int) -> list[range]:
         """Prompts in batches of so many rows, in their order; of one length, or one, where the model answers it otherwise beside others."""
@@ -473,29 +446,6 @@ class HFExtrapolate(TokenisingHFLM):
             if index - starts[-1] == batch.rows or (batch.equal and lengths[index] != lengths[starts[-1]]):
                 starts.append(index)
         return list(map(range, starts, [*starts[1:], len(lengths)]))
-
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        """HFLM's, from the state that holds the beginnings of the rows of context (rows, tokens, padded on the left), which it has in its own order."""
-        # HFLM stops at the tokenizer's EOS only when all rows have come to it, and what a row says after its own would be left in its answer.
-        ends = self.model.generation_config.eos_token_id
-        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-        options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
-        order, state = self._find_rows(context, options["attention_mask"]), {}
-        if self._held is not None and order:
-            state = {name: value for name, value in self._held[0].arguments().items() if name != "use_cache"}
-            context, options["attention_mask"] = context[order], options["attention_mask"][order]
-        with torch.inference_mode():  # as what is held was made in
-            tokens: torch.Tensor = super()._model_generate(context, max_length, stop, **options, **state)
-        return tokens[[order.index(row) for row in range(len(order))]] if order else tokens
-
-    def _find_rows(self, context: torch.Tensor, mask: torch.Tensor) -> list[int]:
-        """Which row of a batch each of the prompts is that are held, by their tokens; empty where not all are there: then nothing is gone on from."""
-        if self._held is None:
-            return []
-        lengths = mask.sum(1).tolist()
-        rows = {tuple(row[-count:]): at for at, (row, count) in enumerate(zip(context.tolist(), lengths, strict=True))}
-        found = [rows.get(tuple(prompt), -1) for prompt in self._held[1]]
-        return [] if -1 in found else found
 
     # ------------------------------------------------------------------ what is read together
 
@@ -581,8 +531,3 @@ class HFExtrapolate(TokenisingHFLM):
                 self.config, self._loading, found["max_memory"], tokens=longest, chunk=chunk, rows=self._rows
             )
         return found
-
-
-def _keep_measured(keep: Callable[[dict[int, Any]], None], answers: dict[int, Answer]) -> None:
-    """Finished answers into the journal; an outcome is none."""
-    keep({index: answer for index, answer in answers.items() if not isinstance(answer, Unmeasured)})

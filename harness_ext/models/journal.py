@@ -16,11 +16,14 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from harness_ext.cells import Unmeasured
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +176,19 @@ class Journal:
             self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
         self.file.rename(aside)
         self._connection = self._connect()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Answers that are there before a run, by the number of their prompt, and where those go that come."""
+
+    known: Mapping[int, Any] = field(default_factory=dict)
+    """As JSON has them: (log-likelihood, is greedy) is a list."""
+    write: Callable[[Mapping[int, Any]], None] = lambda answers: None
+
+    def add(self, answers: Mapping[int, Any]) -> None:
+        """Keeps answers. An outcome is none: another time it may be one."""
+        self.write({number: answer for number, answer in answers.items() if not isinstance(answer, Unmeasured)})
 
 
 def _drop_old(folder: Path) -> None:

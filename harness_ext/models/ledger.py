@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models.forward import Run
+from harness_ext.models.journal import Kept
 from harness_ext.models.prefix_tree import Step
 
 FLUSH = 30
@@ -18,18 +19,16 @@ Answer = tuple[float, bool] | Unmeasured
 
 
 class Ledger:
-    """What steps that are still to be run will answer. `runs`: that run them, each some; `write`: given answers by sequence, each once.
+    """What steps that are still to be run will answer. `runs`: that run them, each some. Answers are `kept` by sequence, each once.
 
     Whatever ends the `with` block, an error or Ctrl-C too, the answers that have come whole by then are handed over.
     """
 
-    def __init__(
-        self, runs: Sequence[Run], steps: Sequence[Step], known: Mapping[int, Answer], write: Callable[[dict[int, Answer]], None]
-    ) -> None:
+    def __init__(self, runs: Sequence[Run], steps: Sequence[Step], kept: Kept) -> None:
         self.runs = list(runs)
-        self.answers: dict[int, Answer] = dict(known)
+        self.answers: dict[int, Answer] = {sequence: (total, greedy) for sequence, (total, greedy) in kept.known.items()}
         self._unread: dict[int, int] = {}
-        self._write, self._written, self._lock = write, time.monotonic(), threading.Lock()
+        self._kept, self._written, self._lock = kept, time.monotonic(), threading.Lock()
         for step in steps:
             for read in step.reads:
                 self._unread[read.sequence] = self._unread.get(read.sequence, 0) + read.stop - read.start
@@ -53,7 +52,7 @@ class Ledger:
         self.answers = {**answers, **self.answers}
 
     def hand_over(self, *, now: bool = False) -> None:
-        """Adds and writes the answers that have come whole. Waits for the device, so only every `FLUSH` seconds, or `now`."""
+        """Adds and keeps the answers that have come whole. Waits for the device, so only every `FLUSH` seconds, or `now`."""
         if not now and time.monotonic() - self._written <= FLUSH:
             return
         with self._lock:
@@ -63,5 +62,5 @@ class Ledger:
             sequence: (sum(part[sequence][0] for part in parts), all(part[sequence][1] for part in parts)) for sequence in whole
         }
         self.answers |= new
-        self._write(new)
+        self._kept.add(new)
         self._written = time.monotonic()

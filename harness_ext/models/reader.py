@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models import pieces, prefix_tree
 from harness_ext.models.batch_check import BatchChecks
 from harness_ext.models.forward import Forward, Run
+from harness_ext.models.journal import Kept
 from harness_ext.models.lanes import Lanes, split
 from harness_ext.models.ledger import Answer, Ledger
 from harness_ext.models.memory import Memory
@@ -28,6 +30,20 @@ log = logging.getLogger(__name__)
 Tokens = Sequence[int]
 Company = tuple[Step, ...]
 """Steps whose prompts are answered together."""
+Generate = Callable[[Sequence[int], State | None], list[str]]
+"""Contexts by their indices, and the state to go on from, a row for each → their answers. It holds all tokens but the last of each; None where they share nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerPlan:
+    """How answers come to be generated."""
+
+    contexts: Sequence[Tokens]
+    schedule: Schedule
+    companies: Sequence[Company]
+    """Of all steps of the schedule, in their order."""
+    budget: int
+    """Tokens of an answer, at most."""
 
 
 class Reader:
@@ -113,8 +129,8 @@ class Reader:
             return prefix_tree.plan_whole(sequences, wanted, batch)
         return prefix_tree.plan(sequences, wanted, batch, cut=state.cuts, alone=state.alone)
 
-    def plan_answers(self, contexts: Sequence[Tokens], batch: Batch) -> tuple[Schedule, list[Company]]:
-        """The schedule of prompts to answer, the last token of each read for itself, and its steps as they are answered together."""
+    def plan_answers(self, contexts: Sequence[Tokens], batch: Batch, budget: int) -> AnswerPlan:
+        """A schedule of prompts to answer, the last token of each read for itself, and its steps as they are answered together."""
         make, longest = self._made().make, max(map(len, contexts), default=0)
         assert make is not None, "answers are generated from whole prompts"
         state = make(0)
@@ -124,7 +140,8 @@ class Reader:
             batch = self.checks.limit("answered", batch, longest)
         lengths = list(map(len, contexts))
         schedule = prefix_tree.plan(contexts, [length - 1 for length in lengths], batch, cut=state.cuts, apart=True)
-        return prefix_tree.gather(schedule, lengths, batch, joins=state.joins)
+        schedule, companies = prefix_tree.gather(schedule, lengths, batch, joins=state.joins)
+        return AnswerPlan(contexts=contexts, schedule=schedule, companies=companies, budget=budget)
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
         """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""
@@ -142,18 +159,17 @@ class Reader:
         sequences: Sequence[Tokens],
         schedule: Schedule,
         bar: TokenBar,
-        write: Callable[[dict[int, Answer]], None] = lambda answers: None,
-        known: Mapping[int, Answer] | None = None,
+        kept: Kept,
         watch: Reading | None = None,
     ) -> list[Answer]:
-        """The answer to each of `sequences`, which have the last tokens that the schedule has not; `known`: those that are there already.
+        """The answer to each of `sequences`, which have the last tokens that the schedule has not, but for those known already.
 
-        `write` is given those that have come, by sequence, each once, every so often (`ledger.FLUSH`) and at the end. `watch`: as `Run`'s.
+        Those that have come are `kept` by sequence, each once, every so often (`ledger.FLUSH`) and at the end. `watch`: as `Run`'s.
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
-        steps = prefix_tree.leave_out(schedule.steps, known or {})
+        steps = prefix_tree.leave_out(schedule.steps, kept.known)
         started, lanes = time.monotonic(), self._split(schedule)
-        with Ledger([run], steps, known or {}, write) as ledger:
+        with Ledger([run], steps, kept) as ledger:
             if len(lanes.parts) > 1:
                 steps = run_side_by_side(run, lanes, steps, ledger)
                 self.smallest = min(self.smallest, run.chunk)
@@ -196,33 +212,19 @@ class Reader:
         costs = [len(step.rows) * cost(step.start, step.stop, even) for step in schedule.steps]
         return split(schedule.steps, costs, self._lane_count)
 
-    def generate(
-        self,
-        contexts: Sequence[Tokens],
-        schedule: Schedule,
-        companies: Sequence[Company],
-        bar: TokenBar,
-        budget: int,
-        answer: Callable[[Sequence[int], State | None], list[str]],
-        write: Callable[[dict[int, str]], None] = lambda answers: None,
-        known: Mapping[int, str] | None = None,
-    ) -> list[str | Unmeasured]:
-        """A greedy answer of at most `budget` tokens to each of `contexts`, equal ones answered once; `write` and `known` as in `score`.
-
-        `answer` is given contexts by their indices, and the state to go on from, a row for each: it holds all tokens but the last of
-        each, or is None where they share nothing.
-        """
-        make = self._make(schedule.longest + budget)
-        run = Run(self.forward, contexts, make, self.chunk, bar.update)
-        found: dict[int, str | Unmeasured] = dict(known or {})
+    def generate(self, plan: AnswerPlan, bar: TokenBar, answer: Generate, kept: Kept) -> list[str | Unmeasured]:
+        """A greedy answer to each context, equal ones answered once; `kept` as in `score`."""
+        contexts, budget = plan.contexts, plan.budget
+        run = Run(self.forward, contexts, self._make(plan.schedule.longest + budget), self.chunk, bar.update)
+        found: dict[int, str | Unmeasured] = dict(kept.known)
         started = time.monotonic()
-        for company in prefix_tree.leave_out_whole(schedule.steps, companies, found):
+        for company in prefix_tree.leave_out_whole(plan.schedule.steps, plan.companies, found):
             rows = [row for step in company if step.reads for row in step.rows]
             if not rows:
                 for step in company:
                     self.memory.unless_out(step.stop, functools.partial(run.run, step))
                 continue
-            ask = functools.partial(_answer_together, run, company, contexts, budget, answer)
+            ask = functools.partial(_answer_together, run, company, plan, answer)
             texts = self.memory.what_fits(rows, [len(contexts[row]) + budget for row in rows], ask)
             self.smallest = min(self.smallest, run.chunk)
             if any(isinstance(text, Unmeasured) for text in texts):
@@ -232,7 +234,7 @@ class Reader:
             come = {read.sequence: text_of[step.rows[read.row]] for step in company for read in step.reads}
             come = {index: text for index, text in come.items() if index not in found}
             found |= come
-            write({index: text for index, text in come.items() if not isinstance(text, Unmeasured)})
+            kept.add(come)
             for step in company:
                 if step.reads:
                     bar.update(step.stop - 1, step.stop + budget, len(step.rows))
@@ -245,33 +247,27 @@ class Reader:
         return None if make is None else functools.partial(make, room)
 
 
-def _answer_together(
-    run: Run,
-    company: Company,
-    contexts: Sequence[Tokens],
-    budget: int,
-    answer: Callable[[Sequence[int], State | None], list[str]],
-    rows: Sequence[int],
-) -> list[str]:
+def _answer_together(run: Run, company: Company, plan: AnswerPlan, answer: Generate, rows: Sequence[int]) -> list[str]:
     """The answers to some `rows` of a company, which are held all at once."""
     assert run.make is not None
-    joins, width = run.make().joins, max(len(contexts[row]) for row in rows) - 1
+    lengths = {row: len(plan.contexts[row]) for row in rows}
+    joins, width = run.make().joins, max(lengths.values()) - 1
     if not joins and len(rows) > 1:
         return answer(rows, None)
     joined: State | None = None
     for step in company:
-        own = [number for number, row in enumerate(step.rows) if row in rows]
+        own = [number for number, row in enumerate(step.rows) if row in lengths]
         if not step.reads:
             run.run(step)
         if not step.reads or not own:
             continue
-        part = prefix_tree.take_rows(step, own, max(len(contexts[step.rows[number]]) for number in own))
+        part = prefix_tree.take_rows(step, own, max(lengths[step.rows[number]] for number in own))
         state = run.hold(part)
         if len(rows) == 1:
             answers = answer(rows, state)
             run.leave()
             return answers
-        joined = joined or state.joined(len(rows), width, width + budget)
+        joined = joined or state.joined(len(rows), width, width + plan.budget)
         for number, row in enumerate(part.rows):
-            joined.put(rows.index(row), state, len(contexts[row]) - 1, number)
+            joined.put(rows.index(row), state, lengths[row] - 1, number)
     return answer(rows, joined)

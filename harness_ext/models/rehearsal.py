@@ -16,11 +16,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
 from harness_ext.models.forward import Forward, Run
+from harness_ext.models.journal import Kept
 from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Schedule
 from harness_ext.models.progress import TokenBar
-from harness_ext.models.reader import Company, Reader
+from harness_ext.models.reader import AnswerPlan, Generate, Reader
 from harness_ext.models.self_check import Finding
 from harness_ext.models.state import State
 
@@ -119,8 +120,7 @@ class Rehearsal(Reader):
         sequences: Sequence[Sequence[int]],
         schedule: Schedule,
         bar: TokenBar,
-        write: Any = None,
-        known: Any = None,
+        kept: Kept,
         watch: Any = None,
     ) -> list[Answer]:
         """Answers that mean nothing: the steps are taken, without the model."""
@@ -130,26 +130,16 @@ class Rehearsal(Reader):
             run.run(step)
         return [(0.0, False)] * len(sequences)
 
-    def generate(
-        self,
-        contexts: Sequence[Sequence[int]],
-        schedule: Schedule,
-        companies: Sequence[Company],
-        bar: TokenBar,
-        budget: int,
-        answer: Callable[[Sequence[int], State | None], list[str]],
-        write: Any = None,
-        known: Any = None,
-    ) -> list[Any]:
+    def generate(self, plan: AnswerPlan, bar: TokenBar, answer: Generate, kept: Kept) -> list[Any]:
         """Answers that mean nothing, as `score`."""
 
         def note(rows: Sequence[int], state: Any) -> list[str]:
-            self.notes.note_answers(len(rows), state, max(len(contexts[row]) for row in rows), budget)
+            self.notes.note_answers(len(rows), state, max(len(plan.contexts[row]) for row in rows), plan.budget)
             return [""] * len(rows)
 
         real, self.forward = self.forward, self.notes.forward
         try:
-            return list(super().generate(contexts, schedule, companies, bar, budget, note))
+            return list(super().generate(plan, bar, note, kept))
         finally:
             self.forward = real
 
