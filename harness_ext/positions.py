@@ -260,8 +260,14 @@ def find_rounding(config: Any, dtype: str) -> str:
 
 
 def table_sizes(model: Any) -> dict[str, int]:
-    """Name → positions it holds, of each table that a module tree looks positions up in; those that grow by themselves are none."""
-    return dict(_find_tables(model))
+    """Name → positions it holds, of each table that a module tree looks a prompt's positions up in; those that grow by themselves are none.
+
+    An encoder-decoder reads the prompt with its encoder, whose table may be another one than the answer's (LED: 16,384 and 1,024).
+    """
+    found = dict(_find_tables(model))
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return found
+    return {name: size for name, size in found.items() if "decoder" not in name.split(".")} or found
 
 
 def tables(model: Any) -> list[Any]:
