@@ -13,7 +13,7 @@ from harness_ext import plan as command
 from harness_ext.cli import main
 from harness_ext.compare import Asked, build_model, load_tasks
 from harness_ext.errors import ModelError
-from harness_ext.models import demand
+from harness_ext.models import demand, foresight, machine
 from harness_ext.models.demand import Probed, _features, _fit, find_peak
 from harness_ext.models.forward import Run
 from harness_ext.models.hf import HFExtrapolate
@@ -93,12 +93,15 @@ def test_a_run_reads_what_was_planned_forward_by_forward(
         assert planned.computed <= sum(counts) <= ALIKE * planned.computed  # leaves of about one length are padded to it
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("batch_size", "fitting"), [(1, 9), (3, 9), (8, 2)])
 def test_a_generating_run_reads_what_was_planned_and_then_a_token_at_a_time(
-    batch_size: int, saved: Any, monkeypatch: pytest.MonkeyPatch
+    batch_size: int, fitting: int, saved: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lm_eval
 
+    free = 2**33
+    monkeypatch.setattr(foresight.machine, "read_free", lambda **_: machine.Free(free, "what is free, here"))
+    monkeypatch.setattr(foresight, "guess_token", lambda model: free // (2 * fitting * 400))
     metadata = {"lengths": [200, 400], "samples": 2, "depths": 3}
     model_args = {**CPU, "dtype": "float32"}
     asked = ask(str(saved("llama")), f"{TASK}_generate", metadata=metadata, model_args=model_args, batch_size=batch_size)
@@ -108,6 +111,7 @@ def test_a_generating_run_reads_what_was_planned_and_then_a_token_at_a_time(
         requests = command.build_requests(TASK, tasks[f"{TASK}_generate"], lm, None)
         planned = rehearse(requests)
     assert sum(piece.rows for piece in planned.pieces if piece.budget) == len({request.args[0] for request in requests})
+    assert max(piece.rows for piece in planned.pieces if piece.budget) == min(batch_size, fitting)
     counts = count_read(lm, monkeypatch)
     lm_eval.simple_evaluate(model=lm, tasks=list(asked.tasks), task_manager=manager, bootstrap_iters=0)
     read = sum(piece.rows * (piece.stop - piece.start) for piece in planned.pieces)

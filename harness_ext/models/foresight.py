@@ -69,7 +69,7 @@ def look_ahead(reader: Reader, sizes: Sequence[int]) -> None:
 
 def limit_rows(reader: Reader, tokens: int, rows: int) -> int:
     """`rows`, or as many as half of what a CPU has free holds, of a batch that is held at once; `tokens`: of the longest prompt and its answer."""
-    if not reader.memory.foresees:
+    if not reader.bounded:
         return rows
     have = machine.read_free(refused=False).bytes // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(rows, have // (2 * max(1, tokens * guess_token(reader.forward.model)))))

@@ -63,6 +63,8 @@ class Reader:
         """Tokens that were read at a time where memory was scarce."""
         self.lanes = 1
         """Steps that are run side by side at most, each on a state of its own and with its share of the cores."""
+        self.bounded = memory.foresees
+        """Whether what is held at once is bounded by what is free, since nothing is refused."""
         self.checks = BatchChecks(forward)
         self._checked = 0
 

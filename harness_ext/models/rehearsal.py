@@ -93,7 +93,7 @@ class Rehearsal(Reader):
 
     def __init__(self, reader: Reader) -> None:
         super().__init__(reader.forward, Memory(reader.forward.device), chunk=reader.chunk, trained=reader.trained, exact=False)
-        self.sharing, self.checks = reader.sharing, reader.checks
+        self.sharing, self.checks, self.bounded = reader.sharing, reader.checks, reader.bounded
         self.begin()
 
     def begin(self) -> None:
