@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -37,6 +38,8 @@ NO_CACHE = (
     "answers that are not its own, and what could not be measured would be kept as an answer; leave it out, an interrupted run goes on "
     "by itself"
 )
+ASKED: ContextVar[tuple[Any, ...]] = ContextVar("asked", default=())
+"""What the command line asks for, while it is looked up."""
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
 
 
@@ -64,7 +67,10 @@ def register_models(models: ModuleType) -> None:
 
 
 def find_tasks(manager: ModuleType) -> None:
-    """Makes every TaskManager look into our folder too, before the user's, and name the user's task files that are broken."""
+    """Makes every TaskManager look into our folder too, before the user's, and name the user's task files that are broken.
+
+    lm_eval's own folder of 14,000 files is left aside where the command line asks for tasks of ours alone.
+    """
     wrapped = manager.TaskManager.__init__
     signature = inspect.signature(wrapped)
     discovered = getattr(manager, "discover_plugin_task_paths", list)
@@ -79,6 +85,12 @@ def find_tasks(manager: ModuleType) -> None:
         ours = tasks_dir().resolve()
         if ours not in [Path(path).resolve() for path in (*paths, *discovered())]:
             bound.arguments["include_path"] = [ours, *paths]
+        if ASKED.get() and bound.arguments.get("include_defaults", "include_defaults" in signature.parameters):
+            alone = signature.bind(*bound.args, **bound.kwargs)
+            alone.arguments["include_defaults"] = False
+            wrapped(*alone.args, **alone.kwargs)
+            if all(_is_ours(name, alone.arguments["self"]) or _read_ours(name) for name in ASKED.get()):
+                return
         wrapped(*bound.args, **bound.kwargs)
 
     manager.TaskManager.__init__ = init
@@ -135,10 +147,16 @@ def prepare_command_line(module: ModuleType) -> None:
 
     @functools.wraps(process_tasks)
     def process_tasks_here(self: Any, metadata: dict[str, Any] | None = None) -> Any:
-        for name in self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks or []:
+        given = [self.tasks] if isinstance(self.tasks, str) else self.tasks or []
+        asked = [name for task in given for name in (task.split(",") if isinstance(task, str) else [task])]
+        for name in asked:
             if isinstance(name, str) and name.endswith((".yaml", ".yml")):
                 check_task_files(Path(name))
-        manager = process_tasks(self, metadata)
+        asking = ASKED.set(tuple(asked))
+        try:
+            manager = process_tasks(self, metadata)
+        finally:
+            ASKED.reset(asking)
         ours = [task for task in self.tasks if _is_ours(task, manager)]
         if ours:
             credentials.refuse(self.metadata or {})  # which has the model's arguments too
@@ -172,12 +190,17 @@ def quiet_errors(_: ModuleType) -> None:
 def check_task_files(path: Path) -> None:
     """Raises TaskFileError for a task file of ours under `path` that lm_eval would drop without a word."""
     for file in sorted(path.rglob("*.yaml")) if path.is_dir() else [path]:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if OURS.search(text):
+        if text := _read_ours(file):
             _check_task_file(file, text)
+
+
+def _read_ours(file: Path | str) -> str:
+    """The text of a task file of ours; empty for everything else."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, TypeError):  # a task may be a dictionary
+        return ""
+    return text if OURS.search(text) else ""
 
 
 def _check_task_file(file: Path, text: str) -> None:
@@ -207,19 +230,22 @@ def _check_task_file(file: Path, text: str) -> None:
     getattr(spec, CLASSES[config["class"]])(config, file=str(file), overrides={})
 
 
-def _is_ours(task: Any, manager: Any) -> bool:
-    """Whether a selected task, group or tag is made of our tasks alone."""
-    if isinstance(task, dict):
-        return getattr(task.get("class"), "__module__", "").startswith("harness_ext.")
-    entry = manager.task_index.get(task)
-    if entry is None:
-        return False
-    config = entry.cfg or {}
+def _is_ours(task: Any, manager: Any, above: frozenset[str] = frozenset()) -> bool:
+    """Whether a selected task, group or tag is made of our tasks alone. `above`: the names that it stands under."""
+    config = task
+    if isinstance(task, str):
+        entry = manager.task_index.get(task)
+        if entry is None or task in above:
+            return False
+        above |= {task}
+        config = entry.cfg or {"task": sorted(entry.tags)}  # a tag has no file
     if "class" in config:
-        return str(config["class"]).endswith(tuple(CLASSES))
-    members = config["task"] if isinstance(config.get("task"), list) else sorted(entry.tags)
-    names = [member if isinstance(member, str) else member.get("task") for member in members]
-    return bool(names) and entry.name not in names and all(_is_ours(name, manager) for name in names)
+        kind = config["class"]
+        return getattr(kind, "__module__", "").startswith("harness_ext.") or str(kind).endswith(tuple(CLASSES))
+    members = config.get("task")
+    if isinstance(members, str):  # a task's own name, or that of a group's member with fields of its own
+        members = [members] if above else []
+    return bool(members) and all(_is_ours(member, manager, above) for member in members)
 
 
 def _leaves(tasks: Any) -> Iterator[Any]:

@@ -176,6 +176,58 @@ def test_what_can_be_known_before_the_weights_load_is_said_before(arguments: tup
     assert not (tmp_path / "out").exists()
 
 
+def test_of_all_that_lm_eval_knows_only_our_own_is_taken_for_ours(tmp_path: Path) -> None:
+    from lm_eval.tasks import TaskManager
+
+    from harness_ext._bridge import _is_ours
+
+    nested = "[{task: niah_single_extrapolate, samples: 3}, {group: inner, task: [copy_extrapolate, {task: passkey_extrapolate}]}]"
+    (tmp_path / "nested.yaml").write_text(f"group: nested\ntask: {nested}\n")
+    (tmp_path / "mixed.yaml").write_text("group: mixed\ntask: [nested, {group: inner, task: [arc_easy]}]\n")
+    (tmp_path / "circle.yaml").write_text("group: circle\ntask: [ring, nested]\n")
+    (tmp_path / "ring.yaml").write_text("group: ring\ntask: [circle]\n")
+    manager = TaskManager(include_path=str(tmp_path))
+    assert {"arc_easy", "ai2_arc", "mmlu", "hellaswag"} < set(manager.all_tasks)
+    found = {name for name in manager.all_tasks if _is_ours(name, manager)}
+    assert {"passkey_extrapolate", "niah_extrapolate", "extrapolate", "nested"} < found
+    assert {name for name in found if not name.endswith(("_extrapolate", "_extrapolate_generate"))} == {
+        "extrapolate",
+        "extrapolate_generate",
+        "extrapolate_why",
+        "nested",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tasks", "theirs"),
+    [
+        ("passkey_extrapolate", False),
+        (["extrapolate", "niah_extrapolate,vault"], False),
+        (["mine/vault.yaml", "vaults"], False),
+        (["passkey_extrapolate,arc_easy"], True),
+        (["mixed"], True),
+        (["passkey_extra*"], True),
+    ],
+)
+def test_the_files_of_lm_evals_own_tasks_are_read_only_where_one_may_be_meant(
+    tasks: str | list[str], theirs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "vault.yaml").write_text(
+        "task: vault\nclass: !function harness_ext.Task\nneedle: The code is {value}.\nquestion: What is the code?\nsamples: 1\n"
+    )
+    (tmp_path / "mine" / "vaults.yaml").write_text("group: vaults\ntask: [vault, copy_extrapolate]\n")
+    (tmp_path / "mine" / "mixed.yaml").write_text("group: mixed\ntask: [vault, arc_easy]\n")
+    config = EvaluatorConfig(model="dummy", tasks=tasks, include_path="mine", metadata={"tokenizer": "reference/rope"})
+    manager = config.process_tasks(config.metadata)
+    assert ("arc_easy" in manager.all_tasks) == theirs
+    assert {"vault", "passkey_extrapolate"} < set(manager.all_tasks)
+    assert config.tasks
+
+
 def test_a_task_file_named_on_the_command_line_runs_under_any_model(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(
         "task: vault\nclass: !function harness_ext.Task\nneedle: The code is {value}.\nquestion: What is the code?\nsamples: 1\n"
