@@ -3,18 +3,25 @@
 Every row is one process of its own, in which both read the same requests, of the same model in float32 with as many threads,
 in turn. What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The
 rows are `ROWS`. `--write-requests FILE` writes the passkey row's requests as token ids, for `benchmarks/vllm_sweep.py`.
+
+`--device cuda --dtype bfloat16` is the same table on a card, at `LARGER` times the lengths, with two rows more: which attention kernels
+ran (`kernels`), and how often the card was waited for (`waits`). `--shape NAME` in place of a model is one of `SHAPES` with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import math
 import random
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,49 +38,96 @@ ROWS_AT_ONCE = 8
 """Prompts of a batch where answers are generated."""
 LONG = 8192
 """Tokens of the prompt whose memory is measured."""
+LARGER = 8
+"""Times all lengths, on a card."""
+SHAPES: dict[str, dict[str, Any]] = {
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32, "head_dim": 64},
+    "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32, "head_dim": 128},
+}
+"""Of Llama 3.2 1B and Llama 3.1 8B (their config.json): 8 key heads, 128,256 tokens, rotary base 500,000."""
 
 
-def load(model: str, batch_size: int = 1, **options: Any) -> tuple[Any, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is measured."""
+
+    model: str
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    @property
+    def times(self) -> int:
+        """Of all lengths."""
+        return 1 if self.device == "cpu" else LARGER
+
+
+def load(subject: Subject, batch_size: int = 1) -> tuple[Any, Any]:
     """lm_eval's own `hf` and ours, of the same weights, each with the attention that it has by itself."""
     from lm_eval.models.huggingface import HFLM
 
     from harness_ext.model_view import resolve
     from harness_ext.models.hf import HFExtrapolate
 
-    ours = HFExtrapolate(pretrained=model, dtype="float32", device="cpu", batch_size=batch_size, **options)
-    theirs = HFLM(pretrained=resolve(model), dtype="float32", max_length=2**20, device="cpu", batch_size=batch_size)
+    options = {"dtype": subject.dtype, "device": subject.device, "batch_size": batch_size}
+    ours = HFExtrapolate(pretrained=subject.model, **options)
+    theirs = HFLM(pretrained=resolve(subject.model), max_length=2**20, **options)
     return theirs, ours
 
 
-def build_task(name: str, lm: Any) -> list[Any]:
-    """A task's requests, as lm_eval hands them over."""
+def save_shape(name: str, folder: Path) -> str:
+    """The folder, with random weights of one of `SHAPES` in bfloat16, and the embedded models' tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from harness_ext.model_view import resolve
+
+    rotary = {"rope_type": "default", "rope_theta": 500_000.0}
+    length = LARGER * LONG // 4
+    config = LlamaConfig(
+        **SHAPES[name], num_key_value_heads=8, vocab_size=128_256, rope_parameters=rotary, max_position_embeddings=length
+    )
+    torch.manual_seed(0)
+    own = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(own)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(resolve("reference/rope")).save_pretrained(folder)
+    return str(folder)
+
+
+def build_task(name: str, lm: Any, times: int) -> list[Any]:
+    """A task's requests, at so many times the lengths of `SWEEPS`, as lm_eval hands them over."""
     from lm_eval.tasks import TaskManager
 
     import harness_ext
 
     harness_ext.install()
     task_name, metadata = SWEEPS[name]
+    metadata = {**metadata, "lengths": [times * length for length in metadata["lengths"]]}
     task = TaskManager(include_defaults=False, metadata=metadata).load([task_name])["tasks"][task_name]
     task.bind(lm)
     task.build_all_requests()
     return list(task.instances)
 
 
-def build(name: str, lm: Any) -> Requests:
+def build(name: str, lm: Any, times: int) -> Requests:
     """A task's requests, as lm_eval encodes them."""
-    return [(request.args, *lm._encode_pair(*request.args)) for request in build_task(name, lm)]
+    return [(request.args, *lm._encode_pair(*request.args)) for request in build_task(name, lm, times)]
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came."""
+    """Seconds until it has come, and what came."""
     started = time.perf_counter()
     found = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started, found
 
 
-def compare(model: str, requests: Requests, pairs: int = 1) -> dict[str, Any]:
+def compare(subject: Subject, requests: Requests, pairs: int = 1) -> dict[str, Any]:
     """Both over the same requests, in turn. Ours checks itself once, at its start: those seconds stand by themselves."""
-    theirs, ours = load(model)
+    theirs, ours = load(subject)
     checked, _ = timed(lambda: ours._reader.prepare(max(len(context) + len(answer) for _, context, answer in requests)))
     warm = [(("", ""), [5] * 64, [7])]
     theirs._loglikelihood_tokens(warm, disable_tqdm=True)
@@ -97,33 +151,33 @@ def compare(model: str, requests: Requests, pairs: int = 1) -> dict[str, Any]:
     }
 
 
-def compare_task(name: str, model: str) -> dict[str, Any]:
+def compare_task(name: str, subject: Subject) -> dict[str, Any]:
     """A sweep of `SWEEPS`."""
-    _, ours = load(model)
-    return compare(model, build(name, ours))
+    _, ours = load(subject)
+    return compare(subject, build(name, ours, subject.times))
 
 
-def compare_alone(_: str, model: str) -> dict[str, Any]:
+def compare_alone(_: str, subject: Subject) -> dict[str, Any]:
     """Prompts that have nothing in common: 12 of 200 to 1,400 random tokens."""
     rng = random.Random(0)
     requests: Requests = [
         (
             ("", str(i)),
-            [rng.randrange(5, 1000) for _ in range(rng.randrange(200, 1400))],
+            [rng.randrange(5, 1000) for _ in range(subject.times * rng.randrange(200, 1400))],
             [rng.randrange(5, 1000) for _ in range(6)],
         )
         for i in range(12)
     ]
-    return compare(model, requests, pairs=3)
+    return compare(subject, requests, pairs=3)
 
 
-def compare_generated(name: str, model: str) -> dict[str, Any]:
+def compare_generated(name: str, subject: Subject) -> dict[str, Any]:
     """The passkey sweep with its answers generated, in batches."""
-    _, ours = load(model, ROWS_AT_ONCE)
-    return answer(model, build_task(name, ours))
+    _, ours = load(subject, ROWS_AT_ONCE)
+    return answer(subject, build_task(name, ours, subject.times))
 
 
-def compare_generated_alone(_: str, model: str) -> dict[str, Any]:
+def compare_generated_alone(_: str, subject: Subject) -> dict[str, Any]:
     """Answers of 48 tokens to 32 prompts of 20 to 80 words that have nothing in common, in batches."""
     from lm_eval.api.instance import Instance
 
@@ -132,13 +186,13 @@ def compare_generated_alone(_: str, model: str) -> dict[str, Any]:
     prompts = [" ".join(rng.choice(words) for _ in range(rng.randrange(20, 80))).capitalize() for _ in range(32)]
     options = {"until": ["@@@"], "max_gen_toks": 48}
     return answer(
-        model, [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)], pairs=2
+        subject, [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)], pairs=2
     )
 
 
-def answer(model: str, requests: list[Any], pairs: int = 1) -> dict[str, Any]:
+def answer(subject: Subject, requests: list[Any], pairs: int = 1) -> dict[str, Any]:
     """Both over the same requests, in turn, in batches of `ROWS_AT_ONCE`; the best of some pairs."""
-    theirs, ours = load(model, ROWS_AT_ONCE)
+    theirs, ours = load(subject, ROWS_AT_ONCE)
     for lm in (theirs, ours):
         longest = sorted(requests, key=lambda request: -len(request.args[0]))[:ROWS_AT_ONCE]
         lm.generate_until(longest, disable_tqdm=True)  # with the self-check
@@ -159,14 +213,14 @@ def answer(model: str, requests: list[Any], pairs: int = 1) -> dict[str, Any]:
     }
 
 
-def compare_bare(_: str, model: str) -> dict[str, Any]:
+def compare_bare(_: str, subject: Subject) -> dict[str, Any]:
     """The passkey sweep's schedule, in one lane and side by side, and transformers alone over the same chunks: a cache, cut and gone on from."""
     from transformers import DynamicCache
 
     from harness_ext.models import foresight
 
-    _, ours = load(model)
-    requests = build("passkey", ours)[:40]
+    _, ours = load(subject)
+    requests = build("passkey", ours, subject.times)[:40]
     ours._loglikelihood_tokens(requests, disable_tqdm=True)  # with the self-check
     sequences = [[*context, *answer] for _, context, answer in requests]
     schedule, chunks = ours._plan(sequences, [len(context) for _, context, _ in requests], None), list[tuple[int, list[int]]]()
@@ -182,7 +236,7 @@ def compare_bare(_: str, model: str) -> dict[str, Any]:
         cache = DynamicCache()
         for past, tokens in chunks:
             cache.crop(past - cache.get_seq_length())
-            ours.model(torch.tensor([tokens]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ours.model(torch.tensor([tokens], device=subject.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     seconds: dict[str, list[float]] = {"bare": [], "one_lane": [], "ours": []}
     for _ in range(2):
@@ -201,27 +255,34 @@ def compare_bare(_: str, model: str) -> dict[str, Any]:
     }
 
 
-def compare_memory(_: str, model: str) -> dict[str, Any]:
+def compare_memory(_: str, subject: Subject) -> dict[str, Any]:
     """Peak memory over the loaded weights for one prompt, each in a process of its own."""
-    peaks = {}
-    for name in ("hf", "ours"):
-        ran = subprocess.run([sys.executable, __file__, model, "--peak", name], capture_output=True, text=True, check=True)
-        peaks[name] = json.loads(ran.stdout.splitlines()[-1])
-    return {"tokens": LONG, "mebibytes": peaks, "ratio": round(peaks["hf"] / peaks["ours"], 2)}
+    peaks = {name: json.loads(run_apart(subject, "--peak", name)) for name in ("hf", "ours")}
+    return {"tokens": subject.times * LONG, "mebibytes": peaks, "ratio": round(peaks["hf"] / peaks["ours"], 2)}
 
 
-def measure_peak(name: str, model: str) -> float:
+def run_apart(subject: Subject, *arguments: str) -> str:
+    """The last line that this file prints in a process of its own."""
+    given = [subject.model, "--device", subject.device, "--dtype", subject.dtype, *arguments]
+    ran = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, text=True, check=True)
+    return ran.stdout.splitlines()[-1]
+
+
+def measure_peak(name: str, subject: Subject) -> float:
     """Mebibytes over the loaded weights that one prompt of LONG tokens takes."""
-    theirs, ours = load(model)
+    theirs, ours = load(subject)
     lm = theirs if name == "hf" else ours
     rng = random.Random(0)
+    prompt = [rng.randrange(5, 1000) for _ in range(subject.times * LONG - 6)]
     lm._loglikelihood_tokens([(("", ""), [5] * 64, [7])], disable_tqdm=True)
-    before = read_status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # loading took more than what it left; the peak is counted from here
-    lm._loglikelihood_tokens(
-        [(("", ""), [rng.randrange(5, 1000) for _ in range(LONG - 6)], [7, 8, 9, 10, 11, 12])], disable_tqdm=True
-    )
-    return round((read_status("VmHWM") - before) / 1024, 1)
+    if subject.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() / 2**20 if subject.device != "cpu" else read_status("VmRSS") / 2**10
+    if subject.device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # loading took more than what it left; the peak is counted from here
+    lm._loglikelihood_tokens([(("", ""), prompt, [7, 8, 9, 10, 11, 12])], disable_tqdm=True)
+    after = torch.cuda.max_memory_allocated() / 2**20 if subject.device != "cpu" else read_status("VmHWM") / 2**10
+    return round(after - before, 1)
 
 
 def read_status(name: str) -> int:
@@ -230,18 +291,18 @@ def read_status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def run_embedded(_: str, __: str) -> dict[str, Any]:
-    """The embedded model's default sweep of all tasks, after lm_eval's own start: from the first prompt built to the last score.
+def run_embedded(_: str, __: Subject) -> dict[str, Any]:
+    """The embedded model's default sweep of all tasks, after lm_eval's own start and loading: from the first prompt built to the last score.
 
     Beside it, over the same requests: lm_eval's `hf`, and ours without all that is not a matrix product or the attention kernel (`run_kernels`).
     """
-    import lm_eval
+    from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
     import harness_ext
 
     harness_ext.install()
-    theirs, ours = load("reference/rope")
+    theirs, ours = load(Subject(model="reference/rope"))
     requests, schedules = Requests(), []
     read, score = ours._loglikelihood_tokens, ours._reader.score
 
@@ -254,8 +315,8 @@ def run_embedded(_: str, __: str) -> dict[str, Any]:
         return score(sequences, schedule, *args, **kwargs)
 
     ours._loglikelihood_tokens, ours._reader.score = keep_requests, keep_schedule
-    manager = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"})
-    took, _ = timed(lambda: lm_eval.simple_evaluate(model=ours, tasks=["extrapolate"], task_manager=manager, bootstrap_iters=0))
+    tasks = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"}).load(["extrapolate"])
+    took, _ = timed(lambda: evaluator.evaluate(lm=ours, task_dict=tasks, bootstrap_iters=0))
     kernels, _ = timed(lambda: [run_kernels(ours, schedule) for schedule in schedules])
     hf, _ = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
     reading = ours._reader.describe()
@@ -308,7 +369,50 @@ def run_kernels(lm: Any, schedule: Any) -> None:
     run_threads([lambda steps=steps: run(steps) for steps in lanes.parts], len(lanes.parts))
 
 
-ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+def list_kernels(_: str, subject: Subject) -> dict[str, Any]:
+    """What computes attention in each: calls of SDPA's implementations, and on a card its kernels' milliseconds, by the profiler; one prompt of LONG tokens."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if subject.device != "cpu" else [])]
+    rng, found = random.Random(0), {}
+    requests: Requests = [(("", ""), [rng.randrange(5, 1000) for _ in range(subject.times * LONG // 4)], [7, 8])]
+    for name, lm in zip(("hf", "ours"), load(subject), strict=True):
+        lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        with profile(activities=activities) as seen:
+            lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        averages = seen.key_averages()
+        ran = {event.key: round(event.self_device_time_total / 1000, 2) for event in averages if event.device_type.name != "CPU"}
+        found[name] = {
+            "calls": {event.key: event.count for event in averages if "aten::_scaled_dot_product" in event.key},
+            "milliseconds": dict(sorted(ran.items(), key=lambda item: -item[1])[:6]),
+        }
+    return {"tokens": len(requests[0][1]), **found}
+
+
+def count_waits(_: str, subject: Subject) -> dict[str, Any]:
+    """How often the processor waits for the card while ours scores, and how much oftener with twice the requests."""
+    _, ours = load(subject)
+    requests, counts = build("passkey", ours, 1), {}
+    ours._loglikelihood_tokens(requests, disable_tqdm=True)
+    for share in (2, 1):
+        some = requests[: len(requests) // share]
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            ours._loglikelihood_tokens(some, disable_tqdm=True)
+            torch.cuda.set_sync_debug_mode("default")
+        counts[len(some)] = collections.Counter(
+            f"{Path(warning.filename).name}:{warning.lineno}" for warning in seen if "synchronizing" in str(warning.message)
+        )
+    (few, before), (many, after) = counts.items()
+    return {
+        "waits": {str(few): before.total(), str(many): after.total()},
+        "for_each_request": (after.total() - before.total()) / (many - few),
+        "where": dict(after.most_common(5)),
+    }
+
+
+ROWS: dict[str, Callable[[str, Subject], dict[str, Any]]] = {
     "passkey": compare_task,
     "sweep": compare_task,
     "loss": compare_task,
@@ -318,36 +422,53 @@ ROWS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "alone": compare_alone,
     "bare": compare_bare,
     "embedded": run_embedded,
+    "kernels": list_kernels,
+    "waits": count_waits,
 }
+ELSEWHERE = {"embedded": "cpu", "waits": "cuda"}
+"""Rows that are measured on one kind of device alone."""
 
 
 def main() -> None:
     """Prints a JSON line a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("model", nargs="?", help="a folder or a name")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights, in place of a model")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--out", type=Path, help="add the lines to a file, too")
     parser.add_argument("--write-requests", type=Path)
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     parser.add_argument("--peak", choices=("hf", "ours"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.peak:
-        print(measure_peak(given.peak, given.model))
-    elif given.row:
-        print(json.dumps({"row": given.row, "threads": torch.get_num_threads(), **ROWS[given.row](given.row, given.model)}))
-    elif given.write_requests:
-        requests = [[context, answer] for _, context, answer in build("passkey", load(given.model)[1])]
-        given.write_requests.write_text(json.dumps({"requests": requests}))
-    else:
-        for row in given.rows:
-            ran = subprocess.run(
-                [sys.executable, __file__, given.model, "--row", row], stdout=subprocess.PIPE, text=True, check=True
-            )
-            line = ran.stdout.splitlines()[-1]
-            print(line, flush=True)
-            if given.out:
-                with given.out.open("a") as file:
-                    file.write(line + "\n")
+    if bool(given.model) == bool(given.shape):
+        parser.error("name a model, or a --shape")
+    with tempfile.TemporaryDirectory() as folder:
+        model = given.model or save_shape(given.shape, Path(folder))
+        subject = Subject(model=model, device=given.device, dtype=given.dtype)
+        if given.peak:
+            print(measure_peak(given.peak, subject))
+        elif given.row:
+            print(json.dumps(measure(given.row, subject)))
+        elif given.write_requests:
+            requests = [[context, answer] for _, context, answer in build("passkey", load(subject)[1], subject.times)]
+            given.write_requests.write_text(json.dumps({"requests": requests}))
+        else:
+            for row in given.rows or [row for row in ROWS if ELSEWHERE.get(row, given.device) == given.device]:
+                line = run_apart(subject, "--row", row)
+                print(line, flush=True)
+                if given.out:
+                    with given.out.open("a") as file:
+                        file.write(line + "\n")
+
+
+def measure(row: str, subject: Subject) -> dict[str, Any]:
+    """A row, with what it was measured on."""
+    on = {"threads": torch.get_num_threads()}
+    if subject.device != "cpu":
+        on = {"card": torch.cuda.get_device_name(), "dtype": subject.dtype, "torch": torch.__version__}
+    return {"row": row, **on, **ROWS[row](row, subject)}
 
 
 if __name__ == "__main__":
