@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -17,8 +18,20 @@ settings.register_profile("unhurried", deadline=None)  # a slow moment of a mach
 settings.load_profile("unhurried")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several test processes has a core
+    os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HARNESS_EXT_CACHE"] = tempfile.mkdtemp(prefix="harness_ext-")
 sys.path.insert(0, str(Path(__file__).parent))
+
+MEMORY = 4 * 2**30
+"""Bytes that a test process takes at most, with the runs it starts."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `pytest -n auto`: a process for each core that there is memory for."""
+    return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY))
+
 
 REPOSITORY = Path(__file__).parent.parent
 

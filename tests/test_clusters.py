@@ -54,7 +54,7 @@ def test_the_order_of_haystacks_makes_no_difference_to_an_interval(answers: Answ
 
 
 @given(several())
-def test_draws_are_the_same_every_time_and_have_the_intervals_ends_as_quantiles(answers: Answers) -> None:
+def test_draws_are_the_same_every_time_and_have_the_score_in_their_middle(answers: Answers) -> None:
     draws = draw_scores(answers)
     assert draws.shape == (len(answers.scores), DRAWS)
     np.testing.assert_array_equal(draws, draw_scores(answers))
@@ -62,9 +62,32 @@ def test_draws_are_the_same_every_time_and_have_the_intervals_ends_as_quantiles(
         assert ends
         width = ends[1] - ends[0]
         assert np.median(row) == pytest.approx(score, abs=1e-9 + 0.02 * width)
-        # 2.5 % of 2000 draws: 50, of which the standard error is 7.
-        assert 25 <= np.sum(row < ends[0] - 1e-12) + (ends[0] == 0) * 50 <= 80
-        assert 25 <= np.sum(row > ends[1] + 1e-12) + (ends[1] == 1) * 50 <= 80
+
+
+def test_draws_have_the_ends_of_the_interval_as_quantiles() -> None:
+    """Over 58 numbers of haystacks, each with 1,000 numbers of its own and their negatives: the standard error of 2.5 % is 0.05 %."""
+    rng, below, above = np.random.default_rng(4), [], []
+    for haystacks in range(2, 60):
+        chances = 0.1 + 0.8 * rng.random((haystacks, 1))
+        right = (rng.random((haystacks, 6)) < chances).astype(float)
+        right[0, :2] = 0, 1
+        answers = make(right)
+        (row,), (ends,) = draw_scores(answers), list_intervals(answers)
+        assert ends
+        below.append(np.mean(row < ends[0] - 1e-12))
+        above.append(np.mean(row > ends[1] + 1e-12))
+    assert np.mean(below) == pytest.approx(0.025, abs=0.002)
+    assert np.mean(above) == pytest.approx(0.025, abs=0.002)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_draws_have_the_other_end_of_the_interval_as_a_quantile_where_all_answers_are_alike(right: int) -> None:
+    answers = make(np.full((9, 4), right))
+    (row,), (ends,) = draw_scores(answers), list_intervals(answers)
+    assert ends
+    assert ends[right] == right
+    within = row <= ends[1] if right == 0 else row >= ends[0]
+    assert np.mean(within) == pytest.approx(0.975, abs=0.01)  # 1,000 numbers and their negatives: 0.3 %
 
 
 def test_lengths_that_the_same_haystacks_make_hard_are_drawn_together_and_others_apart() -> None:

@@ -40,9 +40,8 @@ class AnsweringHFLM(TokenisingHFLM):
         ends = self.model.generation_config.eos_token_id
         ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
         options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
-        if (
-            self.backend != "causal"
-        ):  # HFLM counts the prompt, which an encoder reads, among the tokens of the answer; those begin with one that is given
+        if self.backend != "causal":
+            # HFLM counts the prompt, which an encoder reads, among the tokens of the answer; those begin with one that is given.
             max_length = max(2, max_length - context.shape[1] + 1)
         order, state = self._find_rows(context, options["attention_mask"]), {}
         if self._held is not None and order:
