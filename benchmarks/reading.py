@@ -318,6 +318,7 @@ def run_embedded(_: str, __: Subject) -> dict[str, Any]:
     tasks = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"}).load(["extrapolate"])
     took, _ = timed(lambda: evaluator.evaluate(lm=ours, task_dict=tasks, bootstrap_iters=0))
     kernels, _ = timed(lambda: [run_kernels(ours, schedule) for schedule in schedules])
+    products, _ = timed(lambda: [run_kernels(ours, schedule, attends=False) for schedule in schedules])
     hf, _ = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
     reading = ours._reader.describe()
     return {
@@ -325,14 +326,15 @@ def run_embedded(_: str, __: Subject) -> dict[str, Any]:
         "seconds": round(took, 1),
         "reading": reading,
         "kernels": round(kernels, 1),
+        "products": round(products, 1),
         "hf": round(hf, 1),
         "ratio": round(hf / reading["seconds"], 2),
     }
 
 
 @torch.inference_mode()
-def run_kernels(lm: Any, schedule: Any) -> None:
-    """The matrix products and the attention of a schedule's chunks, in as many lanes, on made-up numbers: what no reading by these kernels can take less than."""
+def run_kernels(lm: Any, schedule: Any, *, attends: bool = True) -> None:
+    """The matrix products and, if it `attends`, the attention of a schedule's chunks, in as many lanes, on made-up numbers: what no reading by these kernels can take less than."""
     from torch.nn.functional import linear
 
     from harness_ext.models import pieces
@@ -362,7 +364,8 @@ def run_kernels(lm: Any, schedule: Any) -> None:
                 stop = min(start + reader.chunk, step.stop)
                 for weight in weights:
                     linear(make(len(step.rows) * (stop - start), weight.shape[1]), weight)
-                attend(len(step.rows), start, stop)
+                if attends:
+                    attend(len(step.rows), start, stop)
 
     lanes = reader._split(schedule)
     run(lanes.first)

@@ -33,6 +33,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // MEMORY))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n`, a file's tests run in one process, since they share what was made for them; in the order of the files, so that the longest is not the last."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
+
+
 REPOSITORY = Path(__file__).parent.parent
 
 
