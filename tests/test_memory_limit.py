@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness_ext.models import machine
+from harness_ext.models import cards, demand, foresight, machine
+from harness_ext.models.forward import SMALLEST_CHUNK
 from harness_ext.models.hf import HFExtrapolate
 
 LENGTHS = [200, 256, 1024, 2048]
@@ -175,6 +176,16 @@ def test_only_smaller_pieces_are_read_where_larger_ones_would_end_the_process(
     cells, lm, _ = foresee(wide, evaluate, monkeypatch, 700 * 2**20)
     assert {cell["outcome"] for cell in cells} == {"measured"}
     assert lm._reader.describe()["chunk"] < 512
+
+
+@pytest.mark.parametrize(("room", "outcome"), [(1.1, "out_of_memory"), (1.3, "measured")])
+def test_a_length_is_tried_where_there_is_room_for_what_a_process_takes_beyond_the_plan(
+    room: float, outcome: str, wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = foresight._strip(HFExtrapolate(pretrained=str(wide), device="cpu", trained_length=256)._reader)
+    need, (times, more) = cards.find_need(bare, 2047, SMALLEST_CHUNK), demand.SLACK["cpu"]
+    cells, _, _ = foresee(wide, evaluate, monkeypatch, int(room * (need.cache + times * need.reading + more)))
+    assert [cell["outcome"] for cell in cells] == ["measured", "measured", "measured", outcome]
 
 
 def test_what_will_not_fit_is_tried_where_the_user_says_so(wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
