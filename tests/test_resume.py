@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_prefix_tree import SEQUENCES
 
+from harness_ext.cells import Unmeasured
 from harness_ext.models.hf import HFExtrapolate
-from harness_ext.models.journal import Journal, name_scope
+from harness_ext.models.journal import Journal, Kept, name_scope
 from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
 
 KILLS = int(os.environ.get("HARNESS_EXT_TEST_KILLS", "1"))
@@ -158,6 +159,13 @@ def test_ctrl_c_says_what_is_finished_and_how_to_go_on(saved: Any, tmp_path: Pat
     assert run.returncode != 0
     assert f"of {8 * SAMPLES} answers" in said
     assert "The same command goes on from them" in said
+
+
+def test_an_outcome_is_not_kept_and_an_answer_is(tmp_path: Path) -> None:
+    journal = Journal("3" * 64, asked=3, folder=tmp_path)
+    Kept({}, journal.write).add({0: (-1.5, True), 1: Unmeasured("out_of_memory", "it did not fit"), 2: "an answer"})
+    journal.close()
+    assert Journal("3" * 64, asked=3, folder=tmp_path).read() == {0: [-1.5, True], 2: "an answer"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all, but long enough to be read as one" * 100])
