@@ -42,9 +42,8 @@ LARGER = 8
 """Times all lengths, on a card."""
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 8192, "num_attention_heads": 32, "head_dim": 64},
-    "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "num_attention_heads": 32, "head_dim": 128},
 }
-"""Of Llama 3.2 1B and Llama 3.1 8B (their config.json): 8 key heads, 128,256 tokens, rotary base 500,000."""
+"""Of Llama 3.2 1B (its config.json): 8 key heads, 128,256 tokens, rotary base 500,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +124,10 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def compare(subject: Subject, requests: Requests, pairs: int = 1) -> dict[str, Any]:
+def compare(subject: Subject, ask: Callable[[Any], Requests], pairs: int = 1) -> dict[str, Any]:
     """Both over the same requests, in turn. Ours checks itself once, at its start: those seconds stand by themselves."""
     theirs, ours = load(subject)
+    requests = ask(ours)
     checked, _ = timed(lambda: ours._reader.prepare(max(len(context) + len(answer) for _, context, answer in requests)))
     warm = [(("", ""), [5] * 64, [7])]
     theirs._loglikelihood_tokens(warm, disable_tqdm=True)
@@ -153,8 +153,7 @@ def compare(subject: Subject, requests: Requests, pairs: int = 1) -> dict[str, A
 
 def compare_task(name: str, subject: Subject) -> dict[str, Any]:
     """A sweep of `SWEEPS`."""
-    _, ours = load(subject)
-    return compare(subject, build(name, ours, subject.times))
+    return compare(subject, lambda lm: build(name, lm, subject.times))
 
 
 def compare_alone(_: str, subject: Subject) -> dict[str, Any]:
@@ -168,13 +167,12 @@ def compare_alone(_: str, subject: Subject) -> dict[str, Any]:
         )
         for i in range(12)
     ]
-    return compare(subject, requests, pairs=3)
+    return compare(subject, lambda lm: requests, pairs=3)
 
 
 def compare_generated(name: str, subject: Subject) -> dict[str, Any]:
     """The passkey sweep with its answers generated, in batches."""
-    _, ours = load(subject, ROWS_AT_ONCE)
-    return answer(subject, build_task(name, ours, subject.times))
+    return answer(subject, lambda lm: build_task(name, lm, subject.times))
 
 
 def compare_generated_alone(_: str, subject: Subject) -> dict[str, Any]:
@@ -185,14 +183,14 @@ def compare_generated_alone(_: str, subject: Subject) -> dict[str, Any]:
     words = ["river", "stone", "bird", "walks", "slowly", "under", "bright", "old", "tree", "town", "night", "many", "near", "saw"]
     prompts = [" ".join(rng.choice(words) for _ in range(rng.randrange(20, 80))).capitalize() for _ in range(32)]
     options = {"until": ["@@@"], "max_gen_toks": 48}
-    return answer(
-        subject, [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)], pairs=2
-    )
+    requests = [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)]
+    return answer(subject, lambda lm: requests, pairs=2)
 
 
-def answer(subject: Subject, requests: list[Any], pairs: int = 1) -> dict[str, Any]:
+def answer(subject: Subject, ask: Callable[[Any], list[Any]], pairs: int = 1) -> dict[str, Any]:
     """Both over the same requests, in turn, in batches of `ROWS_AT_ONCE`; the best of some pairs."""
     theirs, ours = load(subject, ROWS_AT_ONCE)
+    requests = ask(ours)
     for lm in (theirs, ours):
         longest = sorted(requests, key=lambda request: -len(request.args[0]))[:ROWS_AT_ONCE]
         lm.generate_until(longest, disable_tqdm=True)  # with the self-check
@@ -428,7 +426,7 @@ ROWS: dict[str, Callable[[str, Subject], dict[str, Any]]] = {
     "kernels": list_kernels,
     "waits": count_waits,
 }
-ELSEWHERE = {"embedded": "cpu", "waits": "cuda"}
+MEASURED_ON = {"embedded": "cpu", "waits": "cuda"}
 """Rows that are measured on one kind of device alone."""
 
 
@@ -458,7 +456,7 @@ def main() -> None:
             requests = [[context, answer] for _, context, answer in build("passkey", load(subject)[1], subject.times)]
             given.write_requests.write_text(json.dumps({"requests": requests}))
         else:
-            for row in given.rows or [row for row in ROWS if ELSEWHERE.get(row, given.device) == given.device]:
+            for row in given.rows or [row for row in ROWS if MEASURED_ON.get(row, given.device) == given.device]:
                 line = run_apart(subject, "--row", row)
                 print(line, flush=True)
                 if given.out:

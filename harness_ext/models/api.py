@@ -253,7 +253,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
 
         self._check_beginning({size: index for index, size in enumerate(sizes) if starts[index] >= SHORT}, look)
         kept = self._resume("loglikelihood", sequences, sizes, score, starts=starts)
-        kept = Kept({index: (total, greedy) for index, (total, greedy) in kept.known.items()}, kept.write)
+        kept = Kept(kept.likelihoods(), kept.write)
         return self._ask_all(sizes, _sort_keys(sequences), score, kept, quiet=disable_tqdm, name="loglikelihood")
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:

@@ -186,6 +186,10 @@ class Kept:
     """As JSON has them: (log-likelihood, is greedy) is a list."""
     write: Callable[[Mapping[int, Any]], None] = lambda answers: None
 
+    def likelihoods(self) -> dict[int, tuple[float, bool]]:
+        """What is known of scored prompts."""
+        return {number: (total, greedy) for number, (total, greedy) in self.known.items()}
+
     def add(self, answers: Mapping[int, Any]) -> None:
         """Keeps answers. An outcome is none: another time it may be one."""
         self.write({number: answer for number, answer in answers.items() if not isinstance(answer, Unmeasured)})

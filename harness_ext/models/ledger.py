@@ -26,7 +26,7 @@ class Ledger:
 
     def __init__(self, runs: Sequence[Run], steps: Sequence[Step], kept: Kept) -> None:
         self.runs = list(runs)
-        self.answers: dict[int, Answer] = {sequence: (total, greedy) for sequence, (total, greedy) in kept.known.items()}
+        self.answers: dict[int, Answer] = {**kept.likelihoods()}
         self._unread: dict[int, int] = {}
         self._kept, self._written, self._lock = kept, time.monotonic(), threading.Lock()
         for step in steps:
