@@ -1,17 +1,20 @@
 """Reading each token once, beside lm_eval's `hf`: `python benchmarks/reading.py MODEL [--rows passkey sweep …] [--out FILE]`.
 
-Every row is one process of its own, in which both read the same requests, of the same model in float32 with as many threads,
-in turn. What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The
+Both read the same requests, of the same model in float32 with as many threads, in turn; on a CPU every row is a process of its own. What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The
 rows are `ROWS`. `--write-requests FILE` writes the passkey row's requests as token ids, for `benchmarks/vllm_sweep.py`.
 
-`--device cuda --dtype bfloat16` is the same table on a card, at `LARGER` times the lengths, with two rows more: which attention kernels
-ran (`kernels`), and how often the card was waited for (`waits`). `--shape NAME` in place of a model is one of `SHAPES` with random weights.
+`--device cuda --dtype bfloat16` is the same table on a card, at `LARGER` times the lengths, with rows more: which attention kernels
+ran (`kernels`), what those take (`attention`), what a forward takes beside its tokens (`forwards`), and how often the card was waited
+for (`waits`). `--shape NAME` in place of a model is one of `SHAPES` with random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import functools
+import gc
 import json
 import math
 import random
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +64,7 @@ class Subject:
         return 1 if self.device == "cpu" else LARGER
 
 
+@functools.cache
 def load(subject: Subject, batch_size: int = 1) -> tuple[Any, Any]:
     """lm_eval's own `hf` and ours, of the same weights, each with the attention that it has by itself."""
     from lm_eval.models.huggingface import HFLM
@@ -130,8 +135,9 @@ def compare(subject: Subject, ask: Callable[[Any], Requests], pairs: int = 1) ->
     requests = ask(ours)
     checked, _ = timed(lambda: ours._reader.prepare(max(len(context) + len(answer) for _, context, answer in requests)))
     warm = [(("", ""), [5] * 64, [7])]
-    theirs._loglikelihood_tokens(warm, disable_tqdm=True)
-    seconds: dict[str, list[float]] = {"hf": [], "ours": []}
+    for lm in (theirs, ours):
+        lm._loglikelihood_tokens(warm, disable_tqdm=True)
+    before, seconds = ours._reader.describe(), dict[str, list[float]](hf=[], ours=[])
     for _ in range(pairs):
         took, expected = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
         seconds["hf"].append(round(took, 2))
@@ -140,8 +146,7 @@ def compare(subject: Subject, ask: Callable[[Any], Requests], pairs: int = 1) ->
     reading = ours._reader.describe()
     return {
         "requests": len(requests),
-        "asked": reading["asked"] // pairs,
-        "computed": reading["computed"] // pairs,
+        **{name: (reading[name] - before[name]) // pairs for name in ("asked", "computed")},
         "lanes": reading["lanes"],
         "seconds": seconds,
         "self_check": round(checked, 2),
@@ -254,8 +259,11 @@ def compare_bare(_: str, subject: Subject) -> dict[str, Any]:
 
 
 def compare_memory(_: str, subject: Subject) -> dict[str, Any]:
-    """Peak memory over the loaded weights for one prompt, each in a process of its own."""
-    peaks = {name: json.loads(run_apart(subject, "--peak", name)) for name in ("hf", "ours")}
+    """Peak memory over the loaded weights for one prompt; on a CPU each in a process of its own."""
+    if subject.device == "cpu":
+        peaks = {name: json.loads(run_apart(subject, "--peak", name)) for name in ("hf", "ours")}
+    else:
+        peaks = {name: measure_peak(name, subject) for name in ("hf", "ours")}
     return {"tokens": subject.times * LONG, "mebibytes": peaks, "ratio": round(peaks["hf"] / peaks["ours"], 2)}
 
 
@@ -274,6 +282,7 @@ def measure_peak(name: str, subject: Subject) -> float:
     prompt = [rng.randrange(5, 1000) for _ in range(subject.times * LONG - 6)]
     lm._loglikelihood_tokens([(("", ""), [5] * 64, [7])], disable_tqdm=True)
     if subject.device != "cpu":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / 2**20 if subject.device != "cpu" else read_status("VmRSS") / 2**10
     if subject.device == "cpu":
@@ -289,10 +298,10 @@ def read_status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def run_embedded(_: str, __: Subject) -> dict[str, Any]:
+def run_embedded(_: str, subject: Subject) -> dict[str, Any]:
     """The embedded model's default sweep of all tasks, after lm_eval's own start and loading: from the first prompt built to the last score.
 
-    Beside it, over the same requests: lm_eval's `hf`, and ours without all that is not a matrix product or the attention kernel (`run_kernels`).
+    Beside it, over the same requests: lm_eval's `hf`, and on a CPU ours without all that is not a matrix product or the attention kernel (`run_kernels`).
     """
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
@@ -300,7 +309,7 @@ def run_embedded(_: str, __: Subject) -> dict[str, Any]:
     import harness_ext
 
     harness_ext.install()
-    theirs, ours = load(Subject(model="reference/rope"))
+    theirs, ours = load(Subject(model="reference/rope", device=subject.device))
     requests, schedules = Requests(), []
     read, score = ours._loglikelihood_tokens, ours._reader.score
 
@@ -315,16 +324,17 @@ def run_embedded(_: str, __: Subject) -> dict[str, Any]:
     ours._loglikelihood_tokens, ours._reader.score = keep_requests, keep_schedule
     tasks = TaskManager(include_defaults=False, metadata={"pretrained": "reference/rope"}).load(["extrapolate"])
     took, _ = timed(lambda: evaluator.evaluate(lm=ours, task_dict=tasks, bootstrap_iters=0))
-    kernels, _ = timed(lambda: [run_kernels(ours, schedule) for schedule in schedules])
-    products, _ = timed(lambda: [run_kernels(ours, schedule, attends=False) for schedule in schedules])
+    bare = {}
+    if subject.device == "cpu":
+        bare["kernels"], _ = timed(lambda: [run_kernels(ours, schedule) for schedule in schedules])
+        bare["products"], _ = timed(lambda: [run_kernels(ours, schedule, attends=False) for schedule in schedules])
     hf, _ = timed(lambda: theirs._loglikelihood_tokens(requests, disable_tqdm=True))
     reading = ours._reader.describe()
     return {
         "requests": len(requests),
         "seconds": round(took, 1),
         "reading": reading,
-        "kernels": round(kernels, 1),
-        "products": round(products, 1),
+        **{name: round(seconds, 1) for name, seconds in bare.items()},
         "hf": round(hf, 1),
         "ratio": round(hf / reading["seconds"], 2),
     }
@@ -390,6 +400,53 @@ def list_kernels(_: str, subject: Subject) -> dict[str, Any]:
     return {"tokens": len(requests[0][1]), **found}
 
 
+def time_attention(_: str, subject: Subject) -> dict[str, Any]:
+    """Milliseconds of one layer's attention of some tokens on those before, as transformers has SDPA do it and as ours does it: the best of ten."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    from harness_ext.models import pieces
+
+    _, ours = load(subject)
+    config, dtype = ours.model.config, getattr(torch, subject.dtype)
+    module = next(module for module in ours.model.modules() if hasattr(module, "num_key_value_groups"))
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rows = []
+    for tokens, past in ((30, 2018), (512, 1536), (2048, 2048), (2048, 14336), (8192, 8192)):
+        query = torch.randn(1, config.num_attention_heads, tokens, width, device=subject.device).to(dtype)
+        key, value = torch.randn(2, 1, config.num_key_value_heads, past + tokens, width, device=subject.device).to(dtype)
+        mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=subject.device).tril(past)[None, None]
+        took = {
+            "sdpa": best(lambda: sdpa_attention_forward(module, query, key, value, mask)),  # noqa: B023
+            "ours": best(lambda: pieces.attend(module, query, key, value, None)),  # noqa: B023
+        }
+        rows.append({"tokens": tokens, "past": past, **took})
+    return {"milliseconds": rows}
+
+
+@torch.inference_mode()
+def best(run: Callable[[], Any], times: int = 10) -> float:
+    """Milliseconds, the fewest of some times, after one that does not count."""
+    run()
+    return round(1000 * min(timed(run)[0] for _ in range(times)), 3)
+
+
+def time_forwards(_: str, subject: Subject) -> dict[str, Any]:
+    """Milliseconds of a forward of ours over so many tokens, on nearly as many as the longest prompt of a sweep has before: the best of ten."""
+    _, ours = load(subject)
+    past = subject.times * 2048 - 8192 if subject.times > 1 else 1024
+    ours._reader.prepare(past)
+    state = ours._reader._make(subject.times * 2048)()
+    with torch.inference_mode():
+        ours._reader.forward(torch.full((1, past), 7), state, [])
+
+    def read(count: int) -> None:
+        state.keep(past)
+        ours._reader.forward(torch.full((1, count), 7), state, [])
+
+    sizes = [size for size in (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192) if past + size <= subject.times * 2048]
+    return {"past": past, "milliseconds": {str(size): best(functools.partial(read, size)) for size in sizes}}
+
+
 def count_waits(_: str, subject: Subject) -> dict[str, Any]:
     """How often the processor waits for the card while ours scores, and how much oftener with twice the requests."""
     _, ours = load(subject)
@@ -424,10 +481,10 @@ ROWS: dict[str, Callable[[str, Subject], dict[str, Any]]] = {
     "bare": compare_bare,
     "embedded": run_embedded,
     "kernels": list_kernels,
+    "attention": time_attention,
+    "forwards": time_forwards,
     "waits": count_waits,
 }
-MEASURED_ON = {"embedded": "cpu", "waits": "cuda"}
-"""Rows that are measured on one kind of device alone."""
 
 
 def main() -> None:
@@ -456,12 +513,31 @@ def main() -> None:
             requests = [[context, answer] for _, context, answer in build("passkey", load(subject)[1], subject.times)]
             given.write_requests.write_text(json.dumps({"requests": requests}))
         else:
-            for row in given.rows or [row for row in ROWS if MEASURED_ON.get(row, given.device) == given.device]:
-                line = run_apart(subject, "--row", row)
+            failed = 0
+            for row in given.rows or [row for row in ROWS if row != "waits" or given.device != "cpu"]:
+                if given.device == "cpu":
+                    line = run_apart(subject, "--row", row)
+                else:
+                    line, ran = measure_here(row, subject)
+                    failed += not ran
                 print(line, flush=True)
                 if given.out:
                     with given.out.open("a") as file:
                         file.write(line + "\n")
+            sys.exit(failed and f"{failed} rows failed")
+
+
+def measure_here(row: str, subject: Subject) -> tuple[str, bool]:
+    """A row's line, or one that says how it failed, since the card is held for the others too; and whether it did not."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return json.dumps(measure(row, subject)), True
+    except Exception as error:
+        traceback.print_exc()
+        return json.dumps({"row": row, "error": f"{type(error).__name__}: {error}"[:300]}), False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def measure(row: str, subject: Subject) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from harness_ext.errors import ModelError
-from harness_ext.models import pieces
+from harness_ext.models import kernels, pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.self_check import find_state
@@ -134,6 +134,53 @@ def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
     seen = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
     weights = torch.softmax((0.3 * query @ every_key.transpose(-1, -2)).masked_fill(~seen, float("-inf")), dim=-1)
     torch.testing.assert_close(found, weights @ every_value, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
+
+
+def attend_by_definition(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scale: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `kernels.Kernel.run` says, for as many keys as there are: a card's kernel, but for its rounding."""
+    key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
+    scores = (query.shape[-1] ** -0.5 if scale is None else scale) * query @ key.transpose(-1, -2)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return torch.softmax(scores, dim=-1) @ value, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next", "deepseek_v3", "gemma3", "mistral-window"])
+def test_a_kernel_that_is_causal_after_any_keys_is_given_all_of_them_at_once(
+    family: str, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, options = str(saved(family, **longer(family))), {"device": "cpu", "dtype": "float32"}
+    expected = HFLM(pretrained=folder, max_length=2 * LENGTH, **options)._loglikelihood_tokens(prompts(), disable_tqdm=True)
+    seen: list[tuple[int, int, bool]] = []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((query.shape[2], key.shape[2], given["is_causal"]))
+        return attend_by_definition(query, key, value, **given)
+
+    monkeypatch.setitem(kernels.KERNELS, "cpu", kernels.Kernel(run=attend, square=False))
+    model = HFExtrapolate(pretrained=folder, chunk=16, trained_length=LENGTH, **options)
+    for (likelihood, greedy), (known, known_greedy) in zip(score(model), expected, strict=True):
+        assert likelihood == pytest.approx(known, abs=1e-4 * max(1.0, abs(known) / 10))
+        assert greedy == known_greedy
+    assert pieces.is_installed(model.model)
+    if family in ("llama", "gpt2"):  # the others have layers with masks, or none whose values are as wide as their keys
+        assert any(0 < tokens < keys and causal for tokens, keys, causal in seen)
+
+
+@pytest.mark.parametrize("width", [16, 20, 64, 264])
+@pytest.mark.parametrize("flash", [False, True])
+def test_what_a_cards_kernels_give_has_the_shapes_that_pieces_are_joined_in(
+    width: int, flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "can_use_flash_attention", lambda _: flash)
+    query = torch.empty(2, 8, 30, width, dtype=torch.bfloat16, device="meta")
+    key = torch.empty(2, 2, 100, width, dtype=torch.bfloat16, device="meta")
+    outputs, sums = kernels.attend_on_card(query, key, key, is_causal=True, scale=None)
+    assert (outputs.shape, outputs.dtype) == (query.shape, query.dtype)
+    assert (sums.shape, sums.dtype) == (query.shape[:3], torch.float32)
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])

@@ -1,8 +1,9 @@
-"""Attention of a chunk on what is cached, in pieces: what stands before, without a mask, and squares of the chunk itself, causally.
+"""Attention of a chunk on what is cached, without a mask and without copies of keys.
 
-A chunk's queries see every cached key, so that only their own square needs a mask. transformers gives SDPA one mask over all of it, which
-the CPU's kernel turns into floats layer by layer, and repeats the cached keys and values for each head of a group. Here the heads of a
-group are queries of one head, which copies nothing, and the two pieces are joined by their log-sum-exps: the softmax over both, to
+A chunk's queries see every cached key, so that only their own square is causal. transformers gives SDPA one mask over all of it, which
+the CPU's kernel turns into floats layer by layer, which on a card rules FlashAttention out, and for which the cached keys and values are repeated for each head of
+a group. Here, on a card, the kernel itself knows that the last query sees the last key. The CPU's does not: a chunk attends in two pieces, to what stands before and to
+squares of itself, whose heads of a group are queries of one head. So do, on both, the rows that go on from the same keys, which are not copied for each. Pieces are joined by their log-sum-exps: the softmax over both, to
 rounding (Dao et al., FlashAttention, arXiv 2205.14135, §3.1, for blocks of keys). A single query, of which a generated token has one, sees
 all that its mask leaves, and is one piece.
 """
@@ -17,29 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from harness_ext.models.kernels import KERNELS
 
 NAME = "sdpa#pieces"
 """Before the mark: what it computes."""
-KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 UNUSUAL = ("position_bias", "softcap", "dropout", "s_aux")
 """What the pieces do not know."""
 SQUARE = 256
-"""Tokens of a chunk that attend to each other at a time: the kernel computes the masked half of their square too."""
+"""Tokens of a chunk that attend to each other at a time on the CPU, whose kernel computes the masked half of their square too."""
 SHARED = "_begins_with"
 """On keys and values: those of one row that stand before each of theirs."""
 
 
 def install(model: Any) -> bool:
-    """Puts it in place of SDPA where a model on the CPU uses that; whether it did."""
+    """Puts it in place of SDPA where a model uses that, on devices that there is a kernel for; whether it did."""
     can_set = getattr(model, "_can_set_attn_implementation", None)
     if getattr(model.config, "_attn_implementation", None) != "sdpa" or can_set is None or not can_set():
         return False
-    placed = {str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}
-    offloaded = bool(placed) and placed <= {"cpu", "disk"}  # then its weights come to the CPU to be used
-    elsewhere = any(weight.device.type != "cpu" for weight in model.parameters()) and not offloaded
-    if elsewhere or not hasattr(torch.ops.aten, KERNEL):
+    if not {weight.device.type for weight in model.parameters()} <= {*KERNELS, "meta"}:  # meta: brought in when they are used
         return False
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)
@@ -99,8 +98,11 @@ def attend(
     plain = attention_mask is None and causal and past >= 0 and tokens > 1
     if plain and unusual and past:
         attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
-    if not plain or unusual or (not past and tokens <= SQUARE):
+    kernel = KERNELS[query.device.type]
+    if not plain or unusual or (not past and (tokens <= SQUARE or not kernel.square)):
         return whole(attention_mask=attention_mask)
+    if not kernel.square:
+        return kernel.run(query, key, value, is_causal=True, scale=scaling)[0].transpose(1, 2).contiguous(), None
     outputs = []
     for start in range(0, tokens, SQUARE):
         own, far = slice(past + start, past + min(start + SQUARE, tokens)), slice(past + start)
@@ -128,17 +130,17 @@ def put_after(shared: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tupl
 
 def _attend(query: Tensor, own_key: Tensor, own_value: Tensor, far_key: Tensor, far_value: Tensor, scaling: float | None) -> Tensor:
     """Outputs as `attend`'s, of queries on their own keys, causally, and on all the far ones: as many rows of those, or one for all."""
-    kernel = getattr(torch.ops.aten, KERNEL)
+    attend_by = KERNELS[query.device.type].run
     rows, heads, tokens, width = query.shape
     key_heads, far_rows = own_key.shape[1], far_key.shape[0]
     groups = heads // key_heads
-    near, near_weight = kernel(query, repeat_kv(own_key, groups), repeat_kv(own_value, groups), is_causal=True, scale=scaling)
+    near, near_weight = attend_by(query, own_key, own_value, is_causal=True, scale=scaling)
     if not far_key.shape[2]:
         first: Tensor = near.transpose(1, 2)
         return first
     # (far rows, key heads, queries, head_dim): whatever looks at the same keys is one head's queries.
     packed = query.reshape(far_rows, rows // far_rows, key_heads, groups * tokens, width).transpose(1, 2)
-    far, far_weight = kernel(packed.reshape(far_rows, key_heads, -1, width), far_key, far_value, scale=scaling)
+    far, far_weight = attend_by(packed.reshape(far_rows, key_heads, -1, width), far_key, far_value, is_causal=False, scale=scaling)
     split = (far_rows, key_heads, rows // far_rows, groups * tokens)
     far = far.reshape(*split, width).transpose(1, 2).reshape(query.shape)
     far_weight = far_weight.reshape(split).transpose(1, 2).reshape(rows, heads, tokens)
