@@ -33,13 +33,13 @@ OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
 OUR_MODEL = re.compile("-extrapolate$")
 """A model of ours, by its name."""
-NO_CACHE = (
-    "--use_cache was asked for, and lm_eval's cache knows an answer by its prompt alone: another override, dtype or model would be given "
-    "answers that are not its own, and what could not be measured would be kept as an answer; leave it out, an interrupted run goes on "
-    "by itself"
-)
+KEEPS_NOTHING = re.compile("^(vllm|sglang)-")
+"""A model of ours whose answers are not kept, by its name."""
+CACHE: ContextVar[Path | None] = ContextVar("cache", default=None)
+"""Where our model is to keep its answers. lm_eval's own cache knows an answer by its prompt alone: another override, dtype or model would be
+given answers that are not its own, and what could not be measured would be kept as an answer."""
 ASKED: ContextVar[tuple[Any, ...]] = ContextVar("asked", default=())
-"""What the command line asks for, while it is looked up."""
+"""What is asked for by name, while it is looked up."""
 DEFAULT_MODEL = ("hf-extrapolate", {"pretrained": "reference/rope"})
 
 
@@ -69,7 +69,7 @@ def register_models(models: ModuleType) -> None:
 def find_tasks(manager: ModuleType) -> None:
     """Makes every TaskManager look into our folder too, before the user's, and name the user's task files that are broken.
 
-    lm_eval's own folder of 14,000 files is left aside where the command line asks for tasks of ours alone.
+    lm_eval's own folder of 14,000 files is left aside where tasks of ours alone are asked for (`ASKED`).
     """
     wrapped = manager.TaskManager.__init__
     signature = inspect.signature(wrapped)
@@ -107,7 +107,8 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
         for task in _leaves(arguments.get("task_dict")):
             task.bind(arguments["lm"])
-        with getattr(arguments["lm"], "evaluating", contextlib.nullcontext)():
+        given = {"cache": CACHE.get()} if CACHE.get() else {}
+        with getattr(arguments["lm"], "evaluating", contextlib.nullcontext)(**given):
             return wrapped(*args, **kwargs)
 
     evaluator.evaluate = evaluate  # type: ignore[attr-defined]
@@ -116,15 +117,45 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
 
     @functools.wraps(simple)
     def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
-        arguments = asked.bind(*args, **kwargs).arguments
-        model = arguments.get("model")
-        if OUR_MODEL.search(str(model)) or type(model).__module__.startswith("harness_ext."):
-            credentials.refuse({name: arguments.get(name) for name in ("model_args", "metadata")})
-            if arguments.get("use_cache"):
-                raise ModelError(NO_CACHE)
-        return simple(*args, **kwargs)
+        bound = asked.bind(*args, **kwargs)
+        given, model = bound.arguments, bound.arguments.get("model")
+        names = given.get("tasks") or []
+        named = given.get("task_manager") is None and all(isinstance(name, str) for name in names)
+        with _setting(ASKED, tuple(names) if named else ()):
+            if not (OUR_MODEL.search(str(model)) or type(model).__module__.startswith("harness_ext.")):
+                return simple(*args, **kwargs)
+            credentials.refuse({name: given.get(name) for name in ("model_args", "metadata")})
+            cache, given["use_cache"] = given.get("use_cache"), None
+            with _setting(CACHE, _open_cache(cache, model) if cache else None):
+                found = simple(*bound.args, **bound.kwargs)
+        if found is not None:  # on the other processes it is
+            found["config"]["use_cache"] = cache
+        return found
 
     evaluator.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """`variable` has this value within."""
+    before = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(before)
+
+
+def _open_cache(cache: str, model: Any) -> Path:
+    """The folder in which a model is to keep its answers. Raises ModelError where it keeps none, or where there can be no such folder."""
+    if not hasattr(type(model), "evaluating") and (not isinstance(model, str) or KEEPS_NOTHING.search(model)):
+        raise ModelError(f"use_cache={cache} was asked for, and the answers of {model} are not kept; leave it out")
+    try:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(
+            f"use_cache={cache} was asked for, and there can be no folder of that name: {error}; name another"
+        ) from error
+    return Path(cache)
 
 
 def prepare_command_line(module: ModuleType) -> None:
@@ -152,11 +183,8 @@ def prepare_command_line(module: ModuleType) -> None:
         for name in asked:
             if isinstance(name, str) and name.endswith((".yaml", ".yml")):
                 check_task_files(Path(name))
-        asking = ASKED.set(tuple(asked))
-        try:
+        with _setting(ASKED, tuple(asked)):
             manager = process_tasks(self, metadata)
-        finally:
-            ASKED.reset(asking)
         ours = [task for task in self.tasks if _is_ours(task, manager)]
         if ours:
             credentials.refuse(self.metadata or {})  # which has the model's arguments too

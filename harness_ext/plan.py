@@ -42,6 +42,8 @@ class PlannedLength:
     """Both, for one row in the smallest chunks, which is what the run goes down to before it gives up."""
     free_bytes: int | None = None
     """What is free once the model is loaded."""
+    margin: float = 1.0
+    """Times what is needed that has to be free; more than once where what does not fit is not refused, so that a run leaves it out."""
 
     @property
     def planned_bytes(self) -> int | None:
@@ -58,6 +60,8 @@ class PlannedLength:
         'fits in smaller pieces'
         >>> PlannedLength(length=length, prompts=1, state_bytes=8 * GIB, reading_bytes=0, least_bytes=8 * GIB, free_bytes=4 * GIB).verdict
         'will not fit: needs 8.0 GiB, 4.0 GiB free'
+        >>> PlannedLength(length=length, prompts=1, state_bytes=8 * GIB, reading_bytes=0, least_bytes=8 * GIB, free_bytes=9 * GIB, margin=1.25).verdict
+        'will not fit: needs 8.0 GiB and 2.0 GiB to spare, 9.0 GiB free'
 
         The first needs `planned_bytes`, the others `least_bytes`, which is what the message names.
         """
@@ -65,11 +69,12 @@ class PlannedLength:
             return self.length.outcome
         if self.planned_bytes is None or self.least_bytes is None or self.free_bytes is None:
             return "no prompt"
-        if self.planned_bytes <= self.free_bytes:
+        if self.margin * self.planned_bytes <= self.free_bytes:
             return "fits"
-        if self.least_bytes <= self.free_bytes:
+        if self.margin * self.least_bytes <= self.free_bytes:
             return "fits in smaller pieces"
-        return f"will not fit: needs {show_bytes(self.least_bytes)}, {show_bytes(self.free_bytes)} free"
+        spare = f" and {show_bytes((self.margin - 1) * self.least_bytes)} to spare" if self.margin > 1 else ""
+        return f"will not fit: needs {show_bytes(self.least_bytes)}{spare}, {show_bytes(self.free_bytes)} free"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +133,7 @@ def plan_run(asked: Asked) -> Plan:
 
     Raises ComparisonError for tasks, and ModelError for a model, that cannot be run.
     """
+    from harness_ext.models import foresight
     from harness_ext.models.rehearsal import rehearsing
 
     _, tasks = load_tasks(asked)
@@ -141,6 +147,7 @@ def plan_run(asked: Asked) -> Plan:
         preparing = time.monotonic() - began
         rehearsed = {name: rehearse(some) if len(requests) > 1 else total for name, some in requests.items() if some}
     demand, free = probe(lm, total)
+    margin = foresight.MARGIN if lm._memory.foresees else 1.0
     return Plan(
         model=asked.model,
         trained_length=lm.trained_length,
@@ -150,7 +157,7 @@ def plan_run(asked: Asked) -> Plan:
             PlannedTask(
                 task=name,
                 lengths=tuple(
-                    plan_lengths(list_lengths(tasks[name], found, lm.trained_length), requests[name], found, demand, free)
+                    plan_lengths(list_lengths(tasks[name], found, lm.trained_length), requests[name], found, demand, free, margin)
                 ),
                 reading=add_up(found, demand, len(requests[name])),
             )
@@ -220,7 +227,7 @@ def probe(lm: Any, rehearsed: Rehearsed) -> tuple[Demand, int]:
 
 
 def plan_lengths(
-    lengths: Sequence[Length], requests: Sequence[Any], rehearsed: Rehearsed, demand: Demand, free: int
+    lengths: Sequence[Length], requests: Sequence[Any], rehearsed: Rehearsed, demand: Demand, free: int, margin: float
 ) -> list[PlannedLength]:
     """Each length of a task, with what everything that is read up to there takes."""
     planned, shorter = [], 0
@@ -233,7 +240,7 @@ def plan_lengths(
         pieces = list(list_pieces(rehearsed.pieces, length.tokens))
         whole = rehearsed.sharing.make is None
         needs = weigh(pieces, demand, whole=whole, lanes=rehearsed.lanes) if prompts and pieces else {}
-        planned.append(PlannedLength(length=length, prompts=prompts, free_bytes=free, **needs))
+        planned.append(PlannedLength(length=length, prompts=prompts, free_bytes=free, margin=margin, **needs))
     return planned
 
 

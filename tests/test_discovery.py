@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -226,6 +227,27 @@ def test_the_files_of_lm_evals_own_tasks_are_read_only_where_one_may_be_meant(
     assert ("arc_easy" in manager.all_tasks) == theirs
     assert {"vault", "passkey_extrapolate"} < set(manager.all_tasks)
     assert config.tasks
+
+
+@pytest.mark.parametrize(("tasks", "theirs"), [(["passkey_extrapolate"], False), (["extrapolate", "no_such_task"], True)])
+def test_from_python_too_they_are_read_only_where_one_may_be_meant(
+    tasks: list[str], theirs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import evaluator
+
+    made = []
+
+    class Watched(evaluator.TaskManager):  # type: ignore[name-defined, misc]
+        def __init__(self, *given: object, **options: object) -> None:
+            super().__init__(*given, **options)
+            made.append(self)
+
+    monkeypatch.setattr(evaluator, "TaskManager", Watched)
+    metadata = {"tokenizer": "reference/rope", "max_length": 300, "samples": 1}
+    with contextlib.suppress(KeyError) if theirs else contextlib.nullcontext():
+        found = evaluator.simple_evaluate(model="dummy", tasks=tasks, metadata=metadata, bootstrap_iters=0)
+        assert set(found["results"]) == set(tasks)
+    assert ["arc_easy" in manager.all_tasks for manager in made] == [theirs]
 
 
 def test_a_task_file_named_on_the_command_line_runs_under_any_model(tmp_path: Path) -> None:

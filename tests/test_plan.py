@@ -150,7 +150,7 @@ def test_a_length_that_cannot_fit_is_said_not_to(monkeypatch: pytest.MonkeyPatch
     assert short.least_bytes is not None
     assert long.least_bytes is not None
     assert short.least_bytes < long.least_bytes <= (long.planned_bytes or 0)
-    monkeypatch.setattr(demand, "read_free", lambda model: (short.least_bytes + long.least_bytes) // 2)
+    monkeypatch.setattr(demand, "read_free", lambda model: int(foresight.MARGIN * (short.least_bytes + long.least_bytes) / 2))
     arguments = ["--tasks", TASK, "--metadata", json.dumps(SMALL), "--model_args", "device=cpu", "--json"]
     assert main(["plan", "reference/rope", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -158,6 +158,16 @@ def test_a_length_that_cannot_fit_is_said_not_to(monkeypatch: pytest.MonkeyPatch
     assert first["verdict"] in ("fits", "fits in smaller pieces")
     assert second["verdict"].startswith("will not fit: needs ")
     assert found["fits"] is False
+
+
+@pytest.mark.parametrize("try_all", [False, True])
+def test_a_length_that_a_run_would_leave_out_to_be_safe_is_said_not_to_fit(try_all: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    least = plan_run(ask()).tasks[0].lengths[-1].least_bytes
+    assert least is not None
+    monkeypatch.setattr(demand, "read_free", lambda model: int(least * (1 + (foresight.MARGIN - 1) / 2)))
+    found = plan_run(ask(model_args={**CPU, "try_all": True} if try_all else CPU))
+    verdict = found.tasks[0].lengths[-1].verdict
+    assert verdict.startswith("fits") if try_all else (" to spare, " in verdict and verdict.startswith("will not fit"))
 
 
 def test_memory_and_time_grow_with_length_and_prompts() -> None:

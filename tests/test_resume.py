@@ -20,7 +20,7 @@ from test_prefix_tree import SEQUENCES
 
 from harness_ext.cells import Unmeasured
 from harness_ext.models.hf import HFExtrapolate
-from harness_ext.models.journal import Journal, Kept, name_scope
+from harness_ext.models.journal import Journal, Kept, name_prompt, name_scope
 from harness_ext.models.prefix_tree import Batch, leave_out, plan, plan_whole
 
 KILLS = int(os.environ.get("HARNESS_EXT_TEST_KILLS", "1"))
@@ -140,9 +140,9 @@ def test_only_the_same_weights_dtype_and_batches_go_on_from_each_other(saved: An
         lm = HFExtrapolate(pretrained=str(pretrained), device="cpu", **{"dtype": "float32", **options})
         lm.model.config._name_or_path = ""  # it is told apart by what it is, not by where
         with lm.evaluating():
-            lm._resume("loglikelihood", [[1, 2, 3]])
-            assert lm._journals
-            return lm._journals[0].file.name
+            lm._resume("loglikelihood", [[1, 2, 3]], [2])
+            assert lm._journals.opened
+            return lm._journals.opened[0].file.name
 
     known = name(folder)
     assert name(folder) == known
@@ -162,32 +162,32 @@ def test_ctrl_c_says_what_is_finished_and_how_to_go_on(saved: Any, tmp_path: Pat
 
 
 def test_an_outcome_is_not_kept_and_an_answer_is(tmp_path: Path) -> None:
-    journal = Journal("3" * 64, asked=3, folder=tmp_path)
+    journal = Journal(tmp_path / "3.sqlite", "abc")
     Kept({}, journal.write).add({0: (-1.5, True), 1: Unmeasured("out_of_memory", "it did not fit"), 2: "an answer"})
     journal.close()
-    assert Journal("3" * 64, asked=3, folder=tmp_path).read() == {0: [-1.5, True], 2: "an answer"}
+    assert Journal(tmp_path / "3.sqlite", "abc").read() == {0: [-1.5, True], 2: "an answer"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database at all, but long enough to be read as one" * 100])
 def test_a_damaged_file_is_set_aside_and_nothing_else_is_lost(
     damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, other = Journal("1" * 64, asked=3, folder=tmp_path), Journal("2" * 64, asked=3, folder=tmp_path)
+    one, other = (Journal(tmp_path / name, "abc") for name in ("1.sqlite", "2.sqlite"))
     for journal in (one, other):
         journal.write({0: [-1.5, True], 2: [float("-inf"), False]})
         journal.close()
     one.file.write_bytes(damage)
-    again = Journal("1" * 64, asked=3, folder=tmp_path)
+    again = Journal(one.file, "abc")
     assert again.read() == {}
     assert ("is damaged" in caplog.text) == bool(damage)
     again.write({1: "an answer"})
-    assert Journal("1" * 64, asked=3, folder=tmp_path).read() == {1: "an answer"}
-    assert Journal("2" * 64, asked=3, folder=tmp_path).read() == {0: [-1.5, True], 2: [float("-inf"), False]}
+    assert Journal(one.file, "abc").read() == {1: "an answer"}
+    assert Journal(other.file, "abc").read() == {0: [-1.5, True], 2: [float("-inf"), False]}
 
 
 def test_a_folder_that_cannot_be_written_to_costs_a_warning_and_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "interrupted").write_text("a file where the folder should be")
-    journal = Journal("1" * 64, asked=3, folder=tmp_path)
+    journal = Journal(tmp_path / "interrupted" / "1.sqlite", "abc")
     journal.write({0: "x"})
     assert journal.read() == {}
     assert "not kept" in caplog.text
@@ -195,16 +195,22 @@ def test_a_folder_that_cannot_be_written_to_costs_a_warning_and_no_run(tmp_path:
 
 def test_two_processes_may_write_to_one_file(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from harness_ext.models.journal import Journal\n"
-    code += "j = Journal('1' * 64, asked=400, folder=Path(sys.argv[1]))\n"
+    code += "j = Journal(Path(sys.argv[1]), [str(n) for n in range(400)])\n"
     code += "for n in range(int(sys.argv[2]), 400, 2): j.write({n: n})"
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(first)]) for first in (0, 1)]
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "1.sqlite"), str(first)]) for first in (0, 1)]
     assert [run.wait(120) for run in runs] == [0, 0]
-    assert Journal("1" * 64, asked=400, folder=tmp_path).read() == {number: number for number in range(400)}
+    assert Journal(tmp_path / "1.sqlite", [str(number) for number in range(400)]).read() == {
+        number: number for number in range(400)
+    }
 
 
 def test_prompts_that_are_cut_otherwise_are_other_prompts() -> None:
-    assert name_scope({}, [[1, 2], [3]]) != name_scope({}, [[1], [2, 3]])
-    assert name_scope({"a": 1}, [[1]]) != name_scope({"a": 2}, [[1]])
+    def name(facts: dict[str, int], *prompts: list[int]) -> str:
+        return name_scope(facts, [name_prompt(prompt, "cut") for prompt in prompts])
+
+    assert name({}, [1, 2], [3]) != name({}, [1], [2, 3])
+    assert name({"a": 1}, [1]) != name({"a": 2}, [1])
+    assert name_prompt([1, 2], 1) != name_prompt([1, 2], 2)
 
 
 @given(SEQUENCES, st.data(), st.booleans())

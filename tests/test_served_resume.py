@@ -54,7 +54,7 @@ def count_kept(cache: Path) -> int:
     for file in (cache / "interrupted").glob("*.sqlite"):
         try:
             with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as connection:
-                kept += connection.execute("SELECT count(*) FROM answers WHERE number >= 0").fetchone()[0]
+                kept += connection.execute("SELECT count(*) FROM answers WHERE name NOT LIKE '-%'").fetchone()[0]
         except sqlite3.Error:
             continue
     return kept

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from harness_ext.errors import ModelError
 from harness_ext.models import kernels, pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
@@ -374,10 +372,3 @@ def test_few_logits_are_held_at_a_time(saved: Any, monkeypatch: pytest.MonkeyPat
     assert max(seen) == 10
     known = HFLM(pretrained=str(saved("llama")), device="cpu", dtype="float32", max_length=100)._loglikelihood_tokens(prompt)
     assert found[0] == (pytest.approx(known[0][0], abs=1e-3), known[0][1])
-
-
-def test_lm_evals_cache_which_knows_no_override_is_refused(saved: Any, evaluate: Any, tmp_path: Path) -> None:
-    model = HFExtrapolate(pretrained=str(saved("llama")), trained_length=200, device="cpu", dtype="float32")
-    with pytest.raises(ModelError, match=r"--use_cache .* leave it out"):
-        evaluate(model, ["passkey_extrapolate"], options={"use_cache": str(tmp_path / "answers")}, samples=2)
-    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +32,7 @@ from harness_ext.errors import ModelError
 from harness_ext.model_view import ModelView, check_fits, load_tokenizer
 from harness_ext.models import answers, canary, likeness, provenance
 from harness_ext.models.ceiling import Ceiling
-from harness_ext.models.journal import Journal, Kept, keeping, name_scope
+from harness_ext.models.journal import Journals, Kept
 from harness_ext.models.outcomes import check_understood
 from harness_ext.models.served import Bounds, Server, check_url
 from harness_ext.token_count import TokenCount, count_appended
@@ -95,7 +96,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
             if not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
                 raise ModelError(f"{name}: found {seconds!r}; expected seconds")
         self._asked_max, self._lifted = max_length, 0
-        self._journals: list[Journal] | None = None
+        self._journals = Journals()
         self._resumed, self._options = 0, {**options, "tokenized_requests": tokenized_requests}
         self.chat = base_url.rstrip("/").endswith("/chat/completions") if chat is None else bool(chat)
         source = {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
@@ -193,20 +194,25 @@ class ApiExtrapolate(LocalCompletionsAPI):
     # ------------------------------------------------------------------ interrupted and resumed
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from."""
-        self._journals = []
-        try:
-            with keeping(self._journals):
-                yield
-        finally:
-            self._journals = None
+    def evaluating(self, cache: Path | None = None) -> Iterator[None]:
+        """As `hf-extrapolate`'s; what is kept is believed where the server answers as it did."""
+        with self._journals.evaluating(cache):
+            yield
 
     def _resume(
-        self, kind: str, sequences: Sequence[Sequence[int]], sizes: Sequence[int], ask: Callable[[int], Any], **facts: Any
+        self,
+        kind: str,
+        sequences: Sequence[Sequence[int]],
+        sizes: Sequence[int],
+        ask: Callable[[int], Any],
+        own: Sequence[Any],
+        **facts: Any,
     ) -> Kept:
-        """Answers that an interrupted evaluation has left, by index, where the server is still what it was."""
-        if self._journals is None or not self._knows_outcomes or facts.get("drawn"):
+        """Answers that an interrupted evaluation has left, or any where they are cached, by index, where the server is still what it was.
+
+        `own`: what each follows from besides.
+        """
+        if self._journals.opened is None or not self._knows_outcomes or facts.get("drawn"):
             return Kept()
         facts |= {"kind": kind, "url": self._server.url, "model": self.model, "chat": self.chat, "options": self._options}
         facts |= {"vocabulary": provenance.hash_vocabulary(self.tokenizer), "seed": self._seed}
@@ -215,8 +221,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         if now is None:
             log.warning("answers are not kept, should the run be interrupted: the server does not answer short prompts any more")
             return Kept()
-        journal = Journal(name_scope(facts, sequences), asked=len(sequences))
-        self._journals.append(journal)
+        journal = self._journals.open(facts, sequences, own)
         known = journal.read()
         before = known.pop(likeness.PLACE, None)
         if known and (reason := likeness.find_change(before, now) or likeness.find_stale(known, sizes, ask)):
@@ -252,7 +257,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
             return found if isinstance(found, Unmeasured) else found.score(starts[index])
 
         self._check_beginning({size: index for index, size in enumerate(sizes) if starts[index] >= SHORT}, look)
-        kept = self._resume("loglikelihood", sequences, sizes, score, starts=starts)
+        kept = self._resume("loglikelihood", sequences, sizes, score, starts)
         kept = Kept(kept.likelihoods(), kept.write)
         return self._ask_all(sizes, _sort_keys(sequences), score, kept, quiet=disable_tqdm, name="loglikelihood")
 
@@ -304,7 +309,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
             self._check_beginning({size: index for index, size in enumerate(sizes) if sent[index] >= SHORT}, look)
         drawn = any(asked.get("do_sample") or asked.get("temperature") for asked in settings)
         said = [str(context) for context in contexts]
-        kept = self._resume("generate_until", prompts, sizes, answer, drawn=drawn, contexts=said, settings=list(map(str, settings)))
+        kept = self._resume("generate_until", prompts, sizes, answer, [*zip(said, map(str, settings), strict=True)], drawn=drawn)
         found = self._ask_all(sizes, _sort_keys(prompts), answer, kept, quiet=disable_tqdm, name="generate_until")
         return [check_understood(request, answer) for request, answer in zip(requests, found, strict=True)]
 

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from harness_ext.models.extensions.extension import PINNED, Extension, check_app
 from harness_ext.models.extensions.method import Subject
 from harness_ext.models.forward import Forward
 from harness_ext.models.inspection import build_without_weights
-from harness_ext.models.journal import Journal, Kept, keeping, name_scope
+from harness_ext.models.journal import Journals, Kept
 from harness_ext.models.ledger import Answer
 from harness_ext.models.memory import Memory
 from harness_ext.models.outcomes import check_understood
@@ -93,7 +94,7 @@ class HFExtrapolate(AnsweringHFLM):
         self._lifted = self._announced = 0
         self._knows_outcomes = True
         self._placing: Placing | None = None
-        self._journals: list[Journal] | None = None
+        self._journals = Journals()
         self._method, self._extension = method, None
         name = resolve(pretrained) if isinstance(pretrained, str) else pretrained
         if isinstance(options.get("tokenizer"), str):
@@ -213,15 +214,14 @@ class HFExtrapolate(AnsweringHFLM):
     # ------------------------------------------------------------------ interrupted and resumed
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from."""
-        self._journals = []
+    def evaluating(self, cache: Path | None = None) -> Iterator[None]:
+        """Around one evaluation: answers are kept as they come, and what an interrupted one of the same prompts has left is gone on from.
+
+        `cache`: a folder in which answers stay, and are found again by any evaluation of this model.
+        """
         self._watcher.forget()
-        try:
-            with keeping(self._journals):
-                yield
-        finally:
-            self._journals = None
+        with self._journals.evaluating(cache):
+            yield
 
     @functools.cached_property
     def _weights(self) -> str:
@@ -231,9 +231,14 @@ class HFExtrapolate(AnsweringHFLM):
     def _vocabulary(self) -> str:
         return provenance.hash_vocabulary(self.tokenizer)
 
-    def _resume(self, kind: str, sequences: Sequence[Sequence[int]], **facts: Any) -> Kept:
-        """Answers to token sequences that an interrupted evaluation has left, by index."""
-        if self._journals is None or not self._weights:
+    def _resume(
+        self, kind: str, sequences: Sequence[Sequence[int]], own: Sequence[Any], *, cached: bool = True, **facts: Any
+    ) -> Kept:
+        """Answers to token sequences that an interrupted evaluation has left or, `cached`, any has, by index. `own`: what each follows from besides."""
+        if self._journals.opened is None:
+            return Kept()
+        if not self._weights:
+            log.warning("answers are not kept: the weights are not all at hand to tell them apart by")
             return Kept()
         facts |= {
             "kind": kind,
@@ -242,8 +247,7 @@ class HFExtrapolate(AnsweringHFLM):
             **provenance.list_facts(self.model, self.device),
         }
         facts |= {"override": self._describe_override(), "reading": self._reader.describe_way()}
-        journal = Journal(name_scope(facts, sequences), asked=len(sequences))
-        self._journals.append(journal)
+        journal = self._journals.open(facts, sequences, own, cached=cached)
         kept = Kept(journal.read(), journal.write)
         self._reader.resumed += len(kept.known)
         return kept
@@ -294,13 +298,20 @@ class HFExtrapolate(AnsweringHFLM):
             return []
         sequences = [[*context, *continuation] for _, context, continuation in requests]
         sizes = [len(sequence) for sequence in sequences]
+        starts = [len(context) for _, context, _ in requests]
         if self.backend != "causal":
             longest = max(sizes)
             check_fits(longest - 1, self.length_limits)
             self._open(longest)
             self._prepare(longest, longest)
-            return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs))
-        starts = [len(context) for _, context, _ in requests]
+            kept = self._resume("loglikelihood", sequences, starts)
+            missing = [index for index in range(len(requests)) if index not in kept.known]
+            asked = [requests[index] for index in missing]
+            found = super()._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm, override_bs=override_bs) if asked else []
+            new: dict[int, Answer] = dict(zip(missing, found, strict=True))
+            kept.add(new)
+            answers = {**kept.likelihoods(), **new}
+            return [answers[index] for index in range(len(requests))]
         return self._score(sequences, starts, sizes, "loglikelihood", disable_tqdm=disable_tqdm, override=override_bs)
 
     def _score(
@@ -334,8 +345,9 @@ class HFExtrapolate(AnsweringHFLM):
             for group, schedule in zip(groups, schedules, strict=True):
                 self._prepare(spans[group[0]], longest)
                 asked = [sequences[index] for index in group]
-                kept = self._resume(kind, asked, contexts=[starts[index] for index in group])
-                found = self._reader.score(asked, schedule, bar, kept, self._watcher.watch(watched, group, starts))
+                watch = self._watcher.watch(watched, group, starts)
+                kept = self._resume(kind, asked, [starts[index] for index in group], cached=watch is None)
+                found = self._reader.score(asked, schedule, bar, kept, watch)
                 for index, answer in zip(group, found, strict=True):
                     answers[index] = self._check_known(answer)
         return ranks.own(self._memory.settle(list(map(len, sequences)), ranks.collect(answers, self._tell())))
@@ -405,18 +417,18 @@ class HFExtrapolate(AnsweringHFLM):
 
         with self._reader.open_bar("generate_until", [plan.schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             settings = [str(request.args[1]) for request in requests]
-            kept = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary, rows=rows)
+            kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary, rows=rows)
             return list(self._reader.generate(plan, bar, answer, kept))
 
     def _generate_whole(
         self, requests: Sequence[Instance], contexts: Sequence[list[int]], sizes: Sequence[int], *, quiet: bool
     ) -> list[Any]:
         """HFLM's own answers to requests of one kind, longest first, batch by batch."""
-        settings = str(requests[0].args[1])
+        settings = [str(request.args[1]) for request in requests]
         kept = Kept()
         asked = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         if self.is_greedy(asked):  # what is drawn depends on all that was drawn before
-            kept = self._resume("generate_until", contexts, settings=settings, vocabulary=self._vocabulary)
+            kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
         for batch in tqdm(
             self._cut(contexts, self._count_rows()), desc="generate_until", disable=True if quiet or self.rank else None

@@ -1,8 +1,9 @@
 """Answers kept as they come, so that a run that is killed goes on where it was.
 
 One file for each set of prompts under one model: its name is a hash of all that the answers follow from, so that another model, dtype,
-override, version or prompt never reads a stale one. It goes when the evaluation has ended well; what stays is what was interrupted. SQLite in
-WAL mode: a process that dies leaves the last whole transaction, and several processes, each with its own prompts, never meet in one file.
+override, version or prompt never reads a stale one. It goes when the evaluation has ended well; what stays is what was interrupted. Where the user
+names a folder (lm_eval's `--use_cache`), the file is there, stays, and is for whatever prompts that model is asked. SQLite in
+WAL mode: a process that dies leaves the last whole transaction, and several may write.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from harness_ext.cells import Unmeasured
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; part of every name."""
 DAYS = 30
 """After which an interrupted run's file is taken to be given up."""
@@ -39,33 +40,67 @@ def find_folder() -> Path:
     return Path(given) if given else (Path(cache) if cache else Path.home() / ".cache") / "harness_ext"
 
 
-def name_scope(facts: Mapping[str, Any], sequences: Iterable[Sequence[int]]) -> str:
-    """SHA-256 of what answers follow from: facts of the model and the run, and all prompts in their order, as token ids (and positions)."""
-    found = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
-    for sequence in sequences:
-        found.update(len(sequence).to_bytes(8, "big") + np.asarray(sequence, dtype=">u8").tobytes())
+def name_prompt(sequence: Sequence[int], *facts: Any) -> str:
+    """SHA-256 of what an answer follows from beside what all have in common: the prompt, as token ids (and positions), and facts of its own."""
+    found = hashlib.sha256(json.dumps(facts, default=str).encode())
+    found.update(np.asarray(sequence, dtype=">u8").tobytes())
     return found.hexdigest()
 
 
-@contextlib.contextmanager
-def keeping(journals: list[Journal]) -> Iterator[None]:
-    """Around an evaluation, which puts its journals into the list. Files of one that ended well go when the process ends: by then its
-    results are written. Says on Ctrl-C what is finished and how to go on."""
-    forget_finished()
-    try:
-        yield
-    except KeyboardInterrupt:
-        kept, asked = sum(journal.kept for journal in journals), sum(journal.asked for journal in journals)
-        print(
-            f"\nInterrupted: {kept} of {asked} answers that were begun are kept in {find_folder() / 'interrupted'}. "
-            "The same command goes on from them.",
-            file=sys.stderr,
-        )
-        raise
-    finally:
-        for journal in journals:
-            journal.close()
-    _finished.extend(journals)
+def name_scope(facts: Mapping[str, Any], names: Iterable[str] = ()) -> str:
+    """SHA-256 of what answers follow from: facts of the model and the run, and prompts in their order, by name."""
+    found = hashlib.sha256(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode())
+    for name in names:
+        found.update(name.encode())
+    return found.hexdigest()
+
+
+class Journals:
+    """Those of the evaluation that goes on; none where none does."""
+
+    def __init__(self) -> None:
+        self.opened: list[Journal] | None = None
+        self._cache: Path | None = None
+
+    @contextlib.contextmanager
+    def evaluating(self, cache: Path | None) -> Iterator[None]:
+        """Around an evaluation. Files of one that ended well go when the process ends: by then its results are written; in the folder of a `cache` they
+        stay. Says on Ctrl-C what is finished and how to go on."""
+        forget_finished()
+        opened: list[Journal] = []
+        self.opened, self._cache = opened, cache
+        try:
+            yield
+        except KeyboardInterrupt:
+            kept, asked = sum(journal.kept for journal in opened), sum(journal.asked for journal in opened)
+            folders = sorted({str(journal.file.parent) for journal in opened}) or [str(find_folder() / "interrupted")]
+            print(
+                f"\nInterrupted: {kept} of {asked} answers that were begun are kept in {', '.join(folders)}. "
+                "The same command goes on from them.",
+                file=sys.stderr,
+            )
+            raise
+        finally:
+            for journal in opened:
+                journal.close()
+            self.opened = self._cache = None
+        _finished.extend(opened)
+
+    def open(
+        self, facts: Mapping[str, Any], sequences: Sequence[Sequence[int]], own: Sequence[Any], *, cached: bool = True
+    ) -> Journal:
+        """Where the answers to prompts, as token ids, are kept. `facts`: what all answers follow from besides; `own`: what each does.
+
+        Not `cached`: as if there were no cache.
+        """
+        assert self.opened is not None, "an evaluation goes on"
+        names = [name_prompt(sequence, one) for sequence, one in zip(sequences, own, strict=True)]
+        if cached and self._cache is not None:
+            journal = Journal(self._cache / f"{name_scope(facts)[:32]}.sqlite", names, lasting=True)
+        else:
+            journal = Journal(find_folder() / "interrupted" / f"{name_scope(facts, names)[:32]}.sqlite", names)
+        self.opened.append(journal)
+        return journal
 
 
 _finished: list[Journal] = []
@@ -79,30 +114,41 @@ def forget_finished() -> None:
 
 
 class Journal:
-    """The answers of one scope, by the number of their prompt. What it cannot keep is lost with a warning, and nothing else."""
+    """The answers to some prompts, by their number among these. What it cannot keep is lost with a warning, and nothing else."""
 
-    def __init__(self, scope: str, *, asked: int, folder: Path | None = None) -> None:
-        """`asked`: prompts in all."""
-        self.file = (folder or find_folder()) / "interrupted" / f"{scope[:32]}.sqlite"
-        self.asked, self.kept = asked, 0
+    def __init__(self, file: Path, names: Sequence[str], *, lasting: bool = False) -> None:
+        """`names`: of the prompts (`name_prompt`). `lasting`: it stays, with answers to other prompts, too."""
+        self.file, self.names, self.lasting, self.kept = file, names, lasting, 0
         self._connection: sqlite3.Connection | None = None
         self._connection = self._open()
+
+    @property
+    def asked(self) -> int:
+        """Prompts in all."""
+        return len(self.names)
+
+    def _name(self, number: int) -> str:
+        return self.names[number] if number >= 0 else str(number)
 
     def read(self) -> dict[int, Any]:
         """The answers that are there."""
         if self._connection is None:
             return {}
         try:
-            rows = self._connection.execute("SELECT number, answer FROM answers").fetchall()
-            found = {number: json.loads(answer) for number, answer in rows}
+            there = dict(self._connection.execute("SELECT name, answer FROM answers").fetchall())
+            beside = [int(name) for name in there if name.startswith("-")]
+            found = {
+                number: json.loads(there[self._name(number)])
+                for number in (*beside, *range(self.asked))
+                if self._name(number) in there
+            }
             self.kept = sum(number >= 0 for number in found)
         except (sqlite3.DatabaseError, ValueError) as error:
             self._set_aside(error)
             return {}
         if self.kept:
-            log.warning(
-                "%d of %d answers are there from an interrupted run: %s (delete it to start anew)", self.kept, self.asked, self.file
-            )
+            since = "already" if self.lasting else "from an interrupted run"
+            log.warning("%d of %d answers are there %s: %s (delete it to start anew)", self.kept, self.asked, since, self.file)
         return found
 
     def write(self, answers: Mapping[int, Any]) -> None:
@@ -113,7 +159,7 @@ class Journal:
             with self._connection:
                 self._connection.executemany(
                     "INSERT OR REPLACE INTO answers VALUES (?, ?)",
-                    [(number, json.dumps(answer)) for number, answer in answers.items()],
+                    [(self._name(number), json.dumps(answer)) for number, answer in answers.items()],
                 )
             self.kept += sum(number >= 0 for number in answers)
         except sqlite3.Error as error:
@@ -127,15 +173,18 @@ class Journal:
             self._connection = None
 
     def forget(self) -> None:
-        """Deletes the file: the run has ended well."""
+        """Deletes the file, unless it is lasting: the run has ended well."""
         self.close()
+        if self.lasting:
+            return
         for ending in ("", "-wal", "-shm"):
             self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
 
     def _open(self) -> sqlite3.Connection | None:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            _drop_old(self.file.parent)
+            if not self.lasting:
+                _drop_old(self.file.parent)
             return self._connect()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # locked, or a disk that is full or cannot be written to
@@ -152,7 +201,7 @@ class Journal:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, answer TEXT NOT NULL)")
+            connection.execute("CREATE TABLE IF NOT EXISTS answers (name TEXT PRIMARY KEY, answer TEXT NOT NULL)")
             connection.execute("SELECT count(*) FROM answers").fetchone()
         except sqlite3.Error:
             connection.close()

@@ -58,6 +58,11 @@ class TokenBar:
             )
         self.bar.update(rows * cost(start, stop, self.even))
 
+    def drop(self, start: int, stop: int, rows: int = 1) -> None:
+        """`rows` rows need not be read from token `start` to `stop`."""
+        self.tokens -= rows * (stop - start)
+        self.bar.total -= rows * cost(start, stop, self.even)
+
     def __enter__(self) -> TokenBar:
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class Reader:
         self.sharing = Finding(make=None, said="exact=True was asked for") if exact else None
         """What the model can go on from, once that was found out."""
         self.resumed = 0
-        """Answers that an interrupted run had left."""
+        """Answers that were there already, from an interrupted run or a cache."""
         self.seconds = 0.0
         """In which answers were computed."""
         self.smallest = chunk
@@ -170,6 +171,7 @@ class Reader:
         """
         run = Run(self.forward, sequences, self._make(schedule.longest), self.chunk, bar.update, watch)
         steps = prefix_tree.leave_out(schedule.steps, kept.known)
+        self._skip(schedule.steps, steps, [len(sequence) - 1 for sequence in sequences], bar)
         started, lanes = time.monotonic(), self._split(schedule)
         with Ledger([run], steps, kept) as ledger:
             if len(lanes.parts) > 1:
@@ -220,7 +222,9 @@ class Reader:
         run = Run(self.forward, contexts, self._make(plan.schedule.longest + budget), self.chunk, bar.update)
         found: dict[int, str | Unmeasured] = dict(kept.known)
         started = time.monotonic()
-        for company in prefix_tree.leave_out_whole(plan.schedule.steps, plan.companies, found):
+        companies = prefix_tree.leave_out_whole(plan.schedule.steps, plan.companies, found)
+        self._skip(plan.schedule.steps, [*itertools.chain.from_iterable(companies)], list(map(len, contexts)), bar, budget)
+        for company in companies:
             rows = [row for step in company if step.reads for row in step.rows]
             if not rows:
                 for step in company:
@@ -242,6 +246,14 @@ class Reader:
                     bar.update(step.stop - 1, step.stop + budget, len(step.rows))
         self.seconds += time.monotonic() - started
         return [found[index] for index in range(len(contexts))]
+
+    def _skip(self, steps: Sequence[Step], left: Sequence[Step], lengths: Sequence[int], bar: TokenBar, budget: int = 0) -> None:
+        """Takes the steps that are not left, since their answers are known, out of what is counted as computed, and out of the bar."""
+        running = {id(step) for step in left}
+        for step in steps:
+            if id(step) not in running:
+                self.computed -= prefix_tree.count_tokens(step, lengths)
+                bar.drop(step.start, step.stop + (budget if step.reads else 0), len(step.rows))
 
     def _make(self, room: int) -> Callable[[], State] | None:
         """What makes a fresh state with room for so many tokens."""
