@@ -77,7 +77,7 @@ def list_facts(model: Any, device: torch.device) -> dict[str, Any]:
     return {
         "config": model.config.to_json_string(use_diff=False),
         "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
-        "device": str(device),
+        "device": device.type,
         "placed": {name: str(place) for name, place in (getattr(model, "hf_device_map", None) or {}).items()},
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
