@@ -147,8 +147,9 @@ def _setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 def _open_cache(cache: str, model: Any) -> Path:
     """The folder in which a model is to keep its answers. Raises ModelError where it keeps none, or where there can be no such folder."""
-    if not hasattr(type(model), "evaluating") and (not isinstance(model, str) or KEEPS_NOTHING.search(model)):
-        raise ModelError(f"use_cache={cache} was asked for, and the answers of {model} are not kept; leave it out")
+    name = model if isinstance(model, str) else type(model).__name__
+    if KEEPS_NOTHING.search(name) if isinstance(model, str) else not hasattr(model, "evaluating"):
+        raise ModelError(f"use_cache={cache} was asked for, and the answers of {name} are not kept; leave it out")
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
     except OSError as error:
