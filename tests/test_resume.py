@@ -204,6 +204,26 @@ def test_two_processes_may_write_to_one_file(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_that_others_are_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect, locked = Journal._connect_once, [3]
+
+    def connect_late(self: Journal) -> sqlite3.Connection:
+        locked[0] -= 1
+        if locked[0] >= 0:
+            raise sqlite3.OperationalError("database is locked")
+        return connect(self)
+
+    monkeypatch.setattr(Journal, "_connect_once", connect_late)
+    Journal(tmp_path / "1.sqlite", "a").write({0: "an answer"})
+    assert Journal(tmp_path / "1.sqlite", "a").read() == {0: "an answer"}
+    locked[0] = 10**9
+    monkeypatch.setattr("harness_ext.models.journal.WAIT", 0.1)
+    Journal(tmp_path / "1.sqlite", "a")
+    assert "not kept, should the run be interrupted" in caplog.text
+
+
 def test_prompts_that_are_cut_otherwise_are_other_prompts() -> None:
     def name(facts: dict[str, int], *prompts: list[int]) -> str:
         return name_scope(facts, [name_prompt(prompt, "cut") for prompt in prompts])

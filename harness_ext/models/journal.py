@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Of the files; part of every name."""
+WAIT = 60
+"""Seconds, for another process that has a file."""
 DAYS = 30
 """After which an interrupted run's file is taken to be given up."""
 
@@ -197,7 +199,18 @@ class Journal:
             return None
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.file, timeout=60)
+        """Processes that make a file at the same moment are told that it is locked: SQLite does not wait by itself while its mode is changed."""
+        until = time.monotonic() + WAIT
+        while True:
+            try:
+                return self._connect_once()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
+    def _connect_once(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.file, timeout=WAIT)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
