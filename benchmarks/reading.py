@@ -1,7 +1,8 @@
 """Reading each token once, beside lm_eval's `hf`: `python benchmarks/reading.py MODEL [--rows passkey sweep …] [--out FILE]`.
 
-Both read the same requests, of the same model in float32 with as many threads, in turn; on a CPU every row is a process of its own. What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The
-rows are `ROWS`. `--write-requests FILE` writes the passkey row's requests as token ids, for `benchmarks/vllm_sweep.py`.
+Both read the same requests, of the same model in float32 with as many threads, in turn; on a CPU every row is a process of its own.
+What is printed, as JSON lines, is seconds, tokens asked and computed, and their ratios; answers are compared too. The rows are `ROWS`.
+`--write-requests FILE` writes the passkey row's requests as token ids, for `benchmarks/vllm_sweep.py`.
 
 `--device cuda --dtype bfloat16` is the same table on a card, at `LARGER` times the lengths, with rows more: which attention kernels
 ran (`kernels`), what those take (`attention`), what a forward takes beside its tokens (`forwards`), and how often the card was waited

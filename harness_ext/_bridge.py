@@ -107,8 +107,7 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
         arguments = signature.bind(*args, **kwargs).arguments
         for task in _leaves(arguments.get("task_dict")):
             task.bind(arguments["lm"])
-        given = {"cache": CACHE.get()} if CACHE.get() else {}
-        with getattr(arguments["lm"], "evaluating", contextlib.nullcontext)(**given):
+        with getattr(arguments["lm"], "evaluating", contextlib.nullcontext)(CACHE.get()):
             return wrapped(*args, **kwargs)
 
     evaluator.evaluate = evaluate  # type: ignore[attr-defined]
