@@ -351,34 +351,44 @@ def run_kernels(lm: Any, schedule: Any, *, attends: bool = True) -> None:
 
     config, reader = lm.model.config, lm._reader
     assert config.num_key_value_heads == config.num_attention_heads
-    weights = [module.weight for module in lm.model.model.modules() if isinstance(module, torch.nn.Linear)]
+    *before, last = lm.model.model.layers
+    always = list_weights([*before, last.self_attn.q_proj, last.self_attn.k_proj, last.self_attn.v_proj])
+    where_scored = list_weights([last.self_attn.o_proj, last.mlp])
     heads, width = config.num_attention_heads, config.head_dim
     keys, values = torch.randn(2, 1, heads, schedule.longest + reader.chunk, width)
-    made_up = torch.randn(4 * reader.chunk * max(heads * width, *(weight.shape[1] for weight in weights)))
+    made_up = torch.randn(4 * reader.chunk * max(heads * width, *(weight.shape[1] for weight in always + where_scored)))
 
     def make(*shape: int) -> torch.Tensor:
         return made_up[: math.prod(shape)].view(shape)
 
-    def attend(rows: int, start: int, stop: int) -> None:
-        query, key, value = make(rows, heads, stop - start, width), keys[:, :, :stop], values[:, :, :stop]
+    def attend(rows: int, start: int, stop: int, read: int) -> None:
+        key, value = keys[:, :, :stop], values[:, :, :stop]
         if rows > 1:
-            key, value = pieces.put_after((key[:, :, :start], value[:, :, :start]), query, query)
-        for _ in range(config.num_hidden_layers):
-            pieces.attend(lm.model, query, key, value, None)
+            own = make(rows, heads, stop - start, width)
+            key, value = pieces.put_after((key[:, :, :start], value[:, :, :start]), own, own)
+        for queries in [stop - start] * len(before) + [read if rows == 1 else stop - start] * bool(read):
+            pieces.attend(lm.model, make(rows, heads, queries, width), key, value, None)
 
     @torch.inference_mode()
     def run(steps: Any) -> None:
         for step in steps:
+            first = min((read.start for read in step.reads), default=step.stop)
             for start in range(step.start, step.stop, reader.chunk):
                 stop = min(start + reader.chunk, step.stop)
-                for weight in weights:
+                read = max(0, stop - max(first, start))
+                for weight in always + where_scored * bool(read):
                     linear(make(len(step.rows) * (stop - start), weight.shape[1]), weight)
                 if attends:
-                    attend(len(step.rows), start, stop)
+                    attend(len(step.rows), start, stop, read)
 
     lanes = reader._split(schedule)
     run(lanes.first)
     run_threads([lambda steps=steps: run(steps) for steps in lanes.parts], len(lanes.parts))
+
+
+def list_weights(modules: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Of all linear layers in some modules."""
+    return [part.weight for module in modules for part in module.modules() if isinstance(part, torch.nn.Linear)]
 
 
 def list_kernels(_: str, subject: Subject) -> dict[str, Any]:

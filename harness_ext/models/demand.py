@@ -299,10 +299,10 @@ class _Probe:
         return self.forward(self.tokens[:, start:stop], state, wanted)
 
     def _add(self, resume: Callable[[], State | None], start: int, stop: int) -> None:
-        """Measures a piece: memory the first time, seconds at the best of those after it."""
+        """Measures a piece: memory the first time, where its last token is scored, then seconds, where none is, at the best of three."""
         state = resume()
         before = count_bytes(state)
-        peak = find_peak(self.forward.device, lambda: self._read(state, start, stop), list_tensors(state))
+        peak = find_peak(self.forward.device, lambda: self._read(state, start, stop, (stop - start - 1,)), list_tensors(state))
         grown = count_bytes(state) - before
         seconds = self._time(resume, lambda held: self._read(held, start, stop))
         self.probed.append(Probed(start=start, stop=stop, seconds=seconds, bytes=max(0, peak - grown)))

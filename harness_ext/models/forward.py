@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness_ext import placement
 from harness_ext.model_view import first_line
-from harness_ext.models import memory
+from harness_ext.models import last_layer, memory
 from harness_ext.models.prefix_tree import Read, Step
 from harness_ext.models.state import State
 
@@ -63,11 +63,18 @@ class Forward:
             given["position_ids"] = positions.to(self.device)
             if state is None and "attention_mask" in self._parameters:  # or a jump would be taken for the end of a packed sequence
                 given["attention_mask"] = torch.ones_like(tokens, device=self.device)
-        columns = torch.tensor(list(wanted) or [tokens.shape[1] - 1])
-        self._asked.columns, self._asked.shape = columns, tuple(tokens.shape)
+        rows, count = tokens.shape
+        columns = torch.tensor(list(wanted) or [count - 1])
+        self._asked.columns, self._asked.shape = columns, (rows, count)
+        last = state.attentions if state is not None else 0
         try:
-            with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            with (
+                torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None),
+                last_layer.cut_short(last, count, min(wanted, default=count)),
+            ):
                 output = self.model(tokens.to(self.device, non_blocking=True), **given)
+        except last_layer.ForwardEndedError:
+            return torch.empty(rows, 0, self.vocabulary)
         finally:
             self._asked.columns = None
         if state is not None:

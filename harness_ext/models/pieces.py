@@ -10,8 +10,7 @@ all that its mask leaves, and is one piece.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+from harness_ext.models import last_layer
 from harness_ext.models.kernels import KERNELS
 
 NAME = "sdpa#pieces"
@@ -81,37 +81,60 @@ def attend(
     is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim)."""
+    """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim).
+
+    Zeros for the first queries that a forward has no use for (`last_layer`).
+    """
+    unread = last_layer.count_unread(query.shape[2])
+    if _is_unusual(query, value, rest) or hasattr(key, SHARED):
+        unread = 0
+    mask = attention_mask if attention_mask is None or attention_mask.shape[2] == 1 else attention_mask[:, :, unread:]
+    outputs = _attend_all(module, query[:, :, unread:], key, value, mask, scaling, is_causal, **rest)
+    return (F.pad(outputs, (0, 0, 0, 0, unread, 0)) if unread else outputs), None
+
+
+def _is_unusual(query: Tensor, value: Tensor, rest: Mapping[str, Any]) -> bool:
+    """Whether it is more than the pieces know."""
+    return any(isinstance(given, Tensor) or given for given in map(rest.get, UNUSUAL)) or query.shape[-1] != value.shape[-1]
+
+
+def _attend_all(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None,
+    is_causal: bool | None,
+    **rest: Any,
+) -> Tensor:
     shared = getattr(key, SHARED, None)
     tokens, past = query.shape[2], key.shape[2] - query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    unusual = any(isinstance(given, Tensor) or given for given in map(rest.get, UNUSUAL)) or query.shape[-1] != value.shape[-1]
+    unusual = _is_unusual(query, value, rest)
     if shared is not None:
         if attention_mask is not None or unusual or not causal or past:
             raise NotImplementedError("rows that begin with the same keys are attended to without a mask, all at once")
-        return _attend(query, key, value, shared, getattr(value, SHARED), scaling).contiguous(), None
-    whole: Callable[..., tuple[Tensor, None]] = functools.partial(
-        sdpa_attention_forward, module, query, key, value, scaling=scaling, is_causal=is_causal, **rest
-    )
+        return _attend(query, key, value, shared, getattr(value, SHARED), scaling).contiguous()
     if tokens == 1 and not unusual and (attention_mask is None or attention_mask.shape[1] == 1):
-        return _attend_singly(query, key, value, attention_mask, scaling), None
+        return _attend_singly(query, key, value, attention_mask, scaling)
     plain = attention_mask is None and causal and past >= 0 and tokens > 1
     if plain and unusual and past:
         attention_mask = torch.ones(tokens, key.shape[2], dtype=torch.bool, device=query.device).tril(past)[None, None]
     kernel = KERNELS[query.device.type]
     if not plain or unusual or (not past and (tokens <= SQUARE or not kernel.square)):
-        return whole(attention_mask=attention_mask)
+        given = {"scaling": scaling, "is_causal": is_causal, **rest}
+        whole: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **given)[0]
+        return whole
     if not kernel.square:
-        return kernel.run(query, key, value, is_causal=True, scale=scaling)[0].transpose(1, 2).contiguous(), None
+        return kernel.run(query, key, value, is_causal=True, scale=scaling)[0].transpose(1, 2).contiguous()
     outputs = []
     for start in range(0, tokens, SQUARE):
-        own, far = slice(past + start, past + min(start + SQUARE, tokens)), slice(past + start)
-        outputs.append(
-            _attend(
-                query[:, :, start : start + SQUARE], key[:, :, own], value[:, :, own], key[:, :, far], value[:, :, far], scaling
-            )
-        )
-    return torch.cat(outputs, dim=1), None
+        stop = past + min(start + SQUARE, tokens)
+        own, far = slice(past + start, stop), slice(past + start)
+        queries = query[:, :, start : start + SQUARE]
+        outputs.append(_attend(queries, key[:, :, own], value[:, :, own], key[:, :, far], value[:, :, far], scaling))
+    return torch.cat(outputs, dim=1)
 
 
 def _attend_singly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:

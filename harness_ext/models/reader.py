@@ -104,6 +104,7 @@ class Reader:
             "cuts": state and state.cuts,
             "forks": state and state.forks,
             "alone": state and state.alone,
+            "attentions": state and state.attentions,
             "exact": make is None,
         }
 

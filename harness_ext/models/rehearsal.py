@@ -181,6 +181,8 @@ class Notes:
 class Held:
     """A state of so many tokens in each of so many rows, without tensors."""
 
+    attentions = 0
+
     def __init__(
         self,
         notes: Notes,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness_ext.model_view import first_line
-from harness_ext.models import pieces
+from harness_ext.models import last_layer, pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.rounding import ERRORS, TOLERANCE, draw, read_whole
 from harness_ext.models.state import Copied, Cuttable, State
@@ -54,15 +54,20 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
     model = forward.model
     if forward.dtype != torch.float32 and text_config(model.config).model_type in INEXACT:
         return Finding(make=None, said="chunks of this family differ from one forward, which rounding hides in this precision")
+    kept = "keys and values that are cut back"
     kinds: list[tuple[str, Callable[[int], State]]] = [
-        ("keys and values that are cut back", Cuttable),
+        (kept, Cuttable),
         ("a copied state", lambda room: Copied(model)),
         ("a copied state, gone on from by two tokens at least", lambda room: Copied(model, alone=False)),
     ]
     if pieces.is_installed(model):
-        kinds.insert(
-            0, ("keys and values that are cut back, and gone on from without copies", functools.partial(Cuttable, forks=True))
-        )
+        attentions = _count_attentions(forward)
+        forks, short = f"{kept}, and gone on from without copies", "the last layer only where it is read"
+        kinds[:0] = [
+            (f"{forks}; {short}", functools.partial(Cuttable, forks=True, attentions=attentions)),
+            (f"{kept}; {short}", functools.partial(Cuttable, attentions=attentions)),
+            (forks, functools.partial(Cuttable, forks=True)),
+        ]
     found = []
     for name, make in kinds:
         try:
@@ -78,6 +83,15 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
 
 
 @torch.inference_mode()
+def _count_attentions(forward: Forward) -> int:
+    """How often a forward attends; 0 where one fails, which the checks will say."""
+    try:
+        return last_layer.count_attentions(lambda: forward(draw(forward, FEWEST), None, ()))
+    except ERRORS:
+        return 0
+
+
+@torch.inference_mode()
 def _compare(forward: Forward, make: Callable[[], State], trained: int, most: int) -> float:
     """How far reading in pieces is from reading at once, at the worst, in responses to a shake."""
     count = min(TOKENS, most)
@@ -89,7 +103,10 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
     if state.alone:
         times.append(plain.measure(_read_singly(forward, state, tokens), last=SINGLE))
         state = make()
-    read_in_chunks(forward, state, tokens[:, :half], half)
+    forward(tokens[:, :half], state, ())
+    times.append(plain.measure(_read_end(forward, state, tokens[:, half:], SINGLE), last=SINGLE))
+    state = make()
+    forward(tokens[:, :half], state, ())
     aside = state if state.cuts else state.copied()
     times.append(plain.measure(read_in_chunks(forward, state, tokens[:, half:], half), last=count - half))
     if state.cuts:
@@ -105,7 +122,7 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
 def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
     """The logits of the last tokens (1, count), read one by one: some recurrent families have a computation of their own for that."""
     before = tokens.shape[1] - SINGLE
-    read_in_chunks(forward, state, tokens[:, :before], before)
+    forward(tokens[:, :before], state, ())
     return read_in_chunks(forward, state, tokens[:, before:], 1)
 
 
@@ -117,13 +134,20 @@ def _compare_far(forward: Forward, make: Callable[[], State], trained: int, most
     if reach <= FAR:
         tokens = draw(forward, reach)
         plain = read_whole(forward, tokens, last=TOKENS)
-        return [plain.measure(read_in_chunks(forward, make(), tokens, reach // 2), last=TOKENS)]
+        state, before = make(), min(reach // 2, reach - TOKENS)
+        forward(tokens[:, :before], state, ())
+        return [plain.measure(_read_end(forward, state, tokens[:, before:], TOKENS), last=TOKENS)]
     if "rotary" not in read_schemes(forward.model.config, forward.model) or not forward.takes_positions:
         return []
     positions = torch.arange(reach - TOKENS, reach)[None]
     tokens = draw(forward, TOKENS)
     plain = read_whole(forward, tokens, positions)
     return [plain.measure(read_in_chunks(forward, make(), tokens, CHUNKS[0], positions))]
+
+
+def _read_end(forward: Forward, state: State, tokens: Tensor, last: int) -> Tensor:
+    """The logits of the last of tokens (rows, count), read at once."""
+    return forward(tokens, state, range(tokens.shape[1] - last, tokens.shape[1])).float()
 
 
 def read_in_chunks(forward: Forward, state: State, tokens: Tensor, chunk: int, positions: Tensor | None = None) -> Tensor:

@@ -32,6 +32,8 @@ class State(Protocol):
     """Whether one token may be read on top of it, and not only several."""
     joins: bool
     """Whether rows of several can be put together in one."""
+    attentions: int
+    """How often a forward on it attends, where the last time may be cut short (`last_layer`); 0 where it may not."""
 
     def arguments(self) -> dict[str, Any]:
         """What the model's forward is given beside the tokens."""
@@ -151,9 +153,9 @@ class Cuttable:
 
     cuts = alone = joins = True
 
-    def __init__(self, room: int, *, forks: bool = False) -> None:
+    def __init__(self, room: int, *, forks: bool = False, attentions: int = 0) -> None:
         """`room`: the most tokens that it will hold. `forks`: the model's attention is `pieces`."""
-        self.forks = forks
+        self.forks, self.attentions = forks, attentions
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = functools.partial(BufferLayer, room)
 
@@ -169,7 +171,7 @@ class Cuttable:
             layer.crop(min(0, tokens - layer.get_seq_length()))
 
     def copied(self, rows: int = 1) -> Cuttable:
-        other = Cuttable(0, forks=self.forks)
+        other = Cuttable(0, forks=self.forks, attentions=self.attentions)
         other.cache = copy.copy(self.cache)  # with whatever else a model has hung on it
         other.cache.layers = [layer.repeated(rows) for layer in self.cache.layers]
         return other
@@ -177,7 +179,7 @@ class Cuttable:
     def forked(self, rows: int) -> Cuttable:
         if not self.forks:
             return self.copied(rows)
-        other = Cuttable(0)
+        other = Cuttable(0, attentions=self.attentions)
         other.cache = copy.copy(self.cache)
         other.cache.layers = [
             ForkedLayer((layer.keys, layer.values)) if layer.get_seq_length() else layer.repeated(rows)
@@ -217,6 +219,7 @@ class Copied:
     """What the model itself makes and gives back. `alone`: one token after it is what it is among several; a few recurrent families compute it otherwise."""
 
     cuts = forks = joins = False
+    attentions = 0
 
     def __init__(self, model: Any, *, alone: bool = True) -> None:
         self.alone = alone
