@@ -75,10 +75,12 @@ def test_logits_that_are_read_are_what_they_are_when_all_are_read(family: str) -
         torch.testing.assert_close(row[None], plain, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @torch.inference_mode()
-def test_what_is_not_read_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_read_is_not_computed(copied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, found, tokens = prepare(build("llama"))
     state = open_state(forward, found, tokens)
+    state = state.copied() if copied else state
     queries: list[int] = []
 
     def attend(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
