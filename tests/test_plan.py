@@ -8,17 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build
+from families import LENGTH
 
 from harness_ext import plan as command
 from harness_ext.cli import main
 from harness_ext.compare import Asked, build_model, load_tasks
 from harness_ext.errors import ModelError
-from harness_ext.models import demand, foresight, machine
+from harness_ext.models import demand, foresight, machine, pieces
 from harness_ext.models.demand import Probed, _features, _fit, find_peak
-from harness_ext.models.forward import Run
+from harness_ext.models.forward import Forward, Run
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.prefix_tree import ALIKE
 from harness_ext.models.rehearsal import rehearsing
+from harness_ext.models.self_check import find_state
 from harness_ext.plan import plan_run
 
 TASK = "passkey_extrapolate"
@@ -304,3 +307,16 @@ def test_a_surface_through_four_pieces_is_what_they_were_made_of() -> None:
     found = _fit(probed, values)
     assert (found.fixed, found.token, found.held, found.pair) == pytest.approx(terms)
     assert found.at(1, 3000, 3512) == pytest.approx(values[-1])
+
+
+def test_what_a_chunk_takes_is_weighed_where_it_is_read_to_its_end() -> None:
+    """A chunk of which nothing is scored ends when the last layer's keys are kept; the others have that layer's widest tensor, too."""
+    chunk, wide = 128, 4096
+    model = build("llama", num_hidden_layers=1, intermediate_size=wide)
+    assert pieces.install(model)
+    forward = Forward(model, torch.device("cpu"))
+    make = find_state(forward, LENGTH, 400).make
+    assert make is not None
+    assert make(0).attentions, "or nothing is cut short"
+    found = demand.measure(forward, make, chunk=chunk, longest=400, generates=False)
+    assert found.bytes.at(1, 0, chunk) > chunk * wide * 4
