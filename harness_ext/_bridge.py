@@ -33,6 +33,8 @@ OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
 OUR_MODEL = re.compile("-extrapolate$")
 """A model of ours, by its name."""
+EMBEDDED = re.compile("^reference/")
+"""A model of this package's, by its name."""
 KEEPS_NOTHING = re.compile("^(vllm|sglang)-")
 """A model of ours whose answers are not kept, by its name."""
 CACHE: ContextVar[Path | None] = ContextVar("cache", default=None)
@@ -192,6 +194,11 @@ def prepare_command_line(module: ModuleType) -> None:
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
             log.warning(
                 "No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"]
+            )
+        pretrained = str((self.model_args or {}).get("pretrained"))
+        if ours and EMBEDDED.match(pretrained) and not OUR_MODEL.search(str(self.model)) and not Path(pretrained).exists():
+            raise ModelError(
+                f"{pretrained} is embedded in harness_ext, and --model {self.model} knows none of those; add --model hf-extrapolate"
             )
         for task in ours:
             for loaded in manager.load([task])["tasks"].values():  # each checks its fields, its haystack and what --metadata says

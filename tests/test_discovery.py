@@ -57,6 +57,17 @@ def test_the_bare_command_prints_a_row_for_each_length(bare: tuple[Path, subproc
     assert len(list(folder.glob("out/*/results_*.json"))) == 1
 
 
+def test_an_embedded_model_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    named = ("--tasks", "passkey_extrapolate", "--limit", "1", "--model_args", "pretrained=reference/rope")
+    done = run(str(BIN / "lm_eval"), *named)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ModelError: reference/rope is embedded")
+    assert "--model hf-extrapolate" in done.stderr.splitlines()[-1]
+    (tmp_path / "reference" / "rope").mkdir(parents=True)
+    elsewhere = run(str(BIN / "lm_eval"), *named, folder=tmp_path)  # a folder of the user's own is theirs
+    assert "is embedded" not in elsewhere.stderr
+
+
 def test_a_mistake_on_the_command_line_is_one_line_before_any_weights() -> None:
     done = run(str(BIN / "lm-eval"), "run", "--tasks", "passkey_extrapolate", "--metadata", '{"depths": [2]}')
     assert done.returncode == 1
