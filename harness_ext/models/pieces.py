@@ -108,6 +108,7 @@ def _attend_all(
     is_causal: bool | None,
     **rest: Any,
 ) -> Tensor:
+    """Outputs as `attend`'s, of all queries."""
     shared = getattr(key, SHARED, None)
     tokens, past = query.shape[2], key.shape[2] - query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
