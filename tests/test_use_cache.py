@@ -17,6 +17,7 @@ from test_api import load
 
 from harness_ext.cells import Unmeasured
 from harness_ext.errors import ModelError
+from harness_ext.models import self_check
 from harness_ext.models.api import ApiExtrapolate
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.progress import TokenBar
@@ -72,6 +73,14 @@ def test_answers_to_other_prompts_are_found_too_and_only_the_new_are_computed(as
     assert list_scores(found, "passkey_extrapolate") == pytest.approx(list_scores(alone, "passkey_extrapolate"), abs=1e-4)
     _, last = ask(samples=1)
     assert (last["resumed"], last["computed"]) == (8, 0)
+
+
+def test_another_way_of_reading_finds_nothing(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer's last bits follow from it: here, from whether the last layer is cut short."""
+    ask()
+    monkeypatch.setattr(self_check, "_count_attentions", lambda forward: 0)
+    _, read = ask()
+    assert read["resumed"] == 0 < read["computed"]
 
 
 @pytest.mark.parametrize("task", ["passkey_extrapolate", "passkey_extrapolate_generate"])
