@@ -33,8 +33,6 @@ OURS = re.compile(r"^(class|include):.*harness_ext", re.MULTILINE)
 """A task file of ours, even where it cannot be read as YAML."""
 OUR_MODEL = re.compile("-extrapolate$")
 """A model of ours, by its name."""
-EMBEDDED = re.compile("^reference/")
-"""A model of this package's, by its name."""
 KEEPS_NOTHING = re.compile("^(vllm|sglang)-")
 """A model of ours whose answers are not kept, by its name."""
 CACHE: ContextVar[Path | None] = ContextVar("cache", default=None)
@@ -124,6 +122,7 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
         named = given.get("task_manager") is None and all(isinstance(name, str) for name in names)
         with _setting(ASKED, tuple(names) if named else ()):
             if not (OUR_MODEL.search(str(model)) or type(model).__module__.startswith("harness_ext.")):
+                _refuse_embedded(model, given.get("model_args"))
                 return simple(*args, **kwargs)
             credentials.refuse({name: given.get(name) for name in ("model_args", "metadata")})
             cache, given["use_cache"] = given.get("use_cache"), None
@@ -134,6 +133,16 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
         return found
 
     evaluator.simple_evaluate = simple_evaluate  # type: ignore[attr-defined]
+
+
+def _refuse_embedded(model: Any, arguments: Any) -> None:
+    """Raises ModelError where a model of lm_eval's is given the name of an embedded one, which it would look for on the hub."""
+    from harness_ext.model_view import REFERENCE
+
+    given = arguments if isinstance(arguments, dict) else dict(re.findall(r"([^,=]+)=([^,]*)", arguments or ""))
+    name = str(given.get("pretrained"))
+    if name.startswith(REFERENCE) and not Path(name).exists():
+        raise ModelError(f"{name} is embedded in harness_ext, and --model {model} knows none of those; add --model hf-extrapolate")
 
 
 @contextlib.contextmanager
@@ -194,11 +203,6 @@ def prepare_command_line(module: ModuleType) -> None:
             self.model, self.model_args = DEFAULT_MODEL[0], {**DEFAULT_MODEL[1], **(self.model_args or {})}
             log.warning(
                 "No model was named: running the embedded %s (--model, --model_args name another)", self.model_args["pretrained"]
-            )
-        pretrained = str((self.model_args or {}).get("pretrained"))
-        if ours and EMBEDDED.match(pretrained) and not OUR_MODEL.search(str(self.model)) and not Path(pretrained).exists():
-            raise ModelError(
-                f"{pretrained} is embedded in harness_ext, and --model {self.model} knows none of those; add --model hf-extrapolate"
             )
         for task in ours:
             for loaded in manager.load([task])["tasks"].values():  # each checks its fields, its haystack and what --metadata says

@@ -63,6 +63,8 @@ def test_an_embedded_model_is_not_looked_for_elsewhere(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ModelError: reference/rope is embedded")
     assert "--model hf-extrapolate" in done.stderr.splitlines()[-1]
+    code = "import lm_eval; lm_eval.simple_evaluate('hf', 'dtype=float32,pretrained=reference/rope', tasks=['passkey_extrapolate'])"
+    assert "reference/rope is embedded" in run(sys.executable, "-c", code).stderr.splitlines()[-1]
     (tmp_path / "reference" / "rope").mkdir(parents=True)
     elsewhere = run(str(BIN / "lm_eval"), *named, folder=tmp_path)  # a folder of the user's own is theirs
     assert "is embedded" not in elsewhere.stderr

@@ -86,7 +86,7 @@ def attend(
     Zeros for the first queries that a forward has no use for (`last_layer`).
     """
     unread = last_layer.count_unread(query.shape[2])
-    if _is_unusual(query, value, rest) or hasattr(key, SHARED):
+    if unread and (hasattr(key, SHARED) or _is_unusual(query, value, rest)):
         unread = 0
     mask = attention_mask if attention_mask is None or attention_mask.shape[2] == 1 else attention_mask[:, :, unread:]
     outputs = _attend_all(module, query[:, :, unread:], key, value, mask, scaling, is_causal, **rest)

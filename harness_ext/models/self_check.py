@@ -104,12 +104,11 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
         times.append(plain.measure(_read_singly(forward, state, tokens), last=SINGLE))
         state = make()
     forward(tokens[:, :half], state, ())
-    times.append(plain.measure(_read_end(forward, state, tokens[:, half:], SINGLE), last=SINGLE))
-    state = make()
-    forward(tokens[:, :half], state, ())
     aside = state if state.cuts else state.copied()
     times.append(plain.measure(read_in_chunks(forward, state, tokens[:, half:], half), last=count - half))
     if state.cuts:
+        state.keep(half)
+        times.append(plain.measure(_read_end(forward, state, tokens[:, half:], SINGLE), last=SINGLE))
         state.keep(half)
         both = torch.cat((parted, parted))[:, half:]
         for several in (state.copied(2), state.forked(2)):
