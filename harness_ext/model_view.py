@@ -216,11 +216,11 @@ def resolve(name: str) -> str:
     return str(folder) if name.startswith(REFERENCE) else name
 
 
-def check_fits(tokens: int, limits: Sequence[Limit]) -> None:
-    """Raises PromptTooLongError where a prompt of `tokens` tokens exceeds one of `limits`."""
+def check_fits(tokens: int, limits: Sequence[Limit], what: str = "a prompt") -> None:
+    """Raises PromptTooLongError where a prompt, or whatever it is, of `tokens` tokens exceeds one of `limits`."""
     for limit in limits:
         if tokens > limit.tokens:
-            raise PromptTooLongError(f"a prompt of {tokens} tokens was asked for: {limit.reason}")
+            raise PromptTooLongError(f"{what} of {tokens} tokens was asked for: {limit.reason}")
 
 
 def first_line(error: BaseException) -> str:

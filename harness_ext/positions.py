@@ -234,6 +234,21 @@ def read_hard_limit(config: Any, model: Any = None) -> Limit | None:
     )
 
 
+def read_answer_limit(config: Any, model: Any) -> Limit | None:
+    """The length past which an encoder-decoder's answer cannot go: its decoder's table is another one than the prompt's. None where it goes on, or nobody knows."""
+    if not getattr(config, "is_encoder_decoder", False) or find_type(config) not in TABLES:
+        return None
+    sizes = {name: size for name, size in _find_tables(model) if _is_decoders(name)}
+    name = min(sizes, key=lambda table: sizes[table], default="")
+    if not name:
+        return None
+    return Limit(
+        tokens=sizes[name],
+        outcome="hard_limit",
+        reason=f"the decoder of {config.model_type} ends at {sizes[name]} ({name}); no position after it exists",
+    )
+
+
 def read_window(config: Any) -> int | None:
     """Tokens that an attention layer with a sliding window sees, where the model has such layers."""
     text = text_config(config)
@@ -267,7 +282,7 @@ def table_sizes(model: Any) -> dict[str, int]:
     found = dict(_find_tables(model))
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return found
-    return {name: size for name, size in found.items() if "decoder" not in name.split(".")} or found
+    return {name: size for name, size in found.items() if not _is_decoders(name)} or found
 
 
 def tables(model: Any) -> list[Any]:
@@ -318,6 +333,10 @@ def _find_tables(model: Any) -> Iterator[tuple[str, int]]:
             table = vars(module).get(field, module._buffers.get(field))
             if hasattr(table, "shape") and len(table.shape) == 2:
                 yield f"{name}.{field}", int(table.shape[0])
+
+
+def _is_decoders(name: str) -> bool:
+    return "decoder" in name.split(".")
 
 
 def _is_table(name: str, module: Any) -> bool:

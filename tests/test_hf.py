@@ -131,6 +131,30 @@ def test_an_encoder_decoder_is_scored_as_hf_does_and_answers_with_as_many_tokens
     assert 2 <= len(expected_tokens) <= 6
 
 
+def test_an_answer_ends_where_the_decoders_own_table_does(saved: Any) -> None:
+    folder = str(saved("led", max_decoder_position_embeddings=12))
+    model = HFExtrapolate(pretrained=folder, device="cpu", dtype="float32", backend="seq2seq", trained_length=LENGTH)
+
+    def ask(budget: int) -> list[str]:
+        asked = {"until": ["@@@"], "max_gen_toks": budget, "do_sample": False, "num_beams": 1}
+        request = Instance("generate_until", {}, ("The old farmer.", asked), 0, ("t", 0, 1))
+        return list(model.generate_until([request], disable_tqdm=True))
+
+    def score(tokens: int) -> list[Any]:
+        return list(model._loglikelihood_tokens([(None, list(range(20, 40)), [9] * tokens)], disable_tqdm=True))
+
+    ends = model.model.generation_config
+    ends.eos_token_id = ends.forced_eos_token_id = None  # so that the answer is as long as was asked for
+    assert len(ask(12)) == len(score(12)) == 1
+    with pytest.raises(IndexError):
+        model.model(torch.full((1, 20), 7), decoder_input_ids=torch.full((1, 13), 9))
+    for run in (ask, score):
+        with pytest.raises(
+            PromptTooLongError, match=r"an answer of 13 tokens was asked for: the decoder of led ends at 12 \(.*decoder"
+        ):
+            run(13)
+
+
 def test_an_automatic_batch_of_long_prompts_is_probed_at_the_trained_length(saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", batch_size="auto", max_batch_size=8)
     probed: list[tuple[int, ...]] = []

@@ -170,6 +170,11 @@ class HFExtrapolate(AnsweringHFLM):
         check_fits(tokens, self.length_limits)
         self._lifted = max(self._lifted, tokens)
 
+    def _check_answer(self, tokens: int) -> None:
+        """Raises PromptTooLongError where an encoder-decoder's answer goes past its decoder's end."""
+        limit = positions.read_answer_limit(self.model.config, self.model)
+        check_fits(tokens, [limit] if limit else [], "an answer")
+
     # ------------------------------------------------------------------ extension
 
     def get_model_info(self) -> dict[str, Any]:
@@ -302,6 +307,7 @@ class HFExtrapolate(AnsweringHFLM):
         if self.backend != "causal":
             longest = max(sizes)
             check_fits(longest - 1, self.length_limits)
+            self._check_answer(max(len(continuation) for _, _, continuation in requests))
             self._open(longest)
             self._prepare(longest, longest)
             kept = self._resume("loglikelihood", sequences, starts)
@@ -376,6 +382,7 @@ class HFExtrapolate(AnsweringHFLM):
         sizes = [len(context) + asked["max_gen_toks"] for context, asked in zip(contexts, settings, strict=True)]
         longest = max(sizes, default=0)
         self._open(longest)
+        self._check_answer(max((asked["max_gen_toks"] for asked in settings), default=0))
         if self.backend == "causal" and any(map(self.is_greedy, settings)):
             self._prepare(longest, longest)
             self._can_generate(longest)
