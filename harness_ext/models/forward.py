@@ -69,7 +69,7 @@ class Forward:
         last = state.attentions if state is not None else 0
         try:
             with (
-                torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None),
+                contextlib.nullcontext() if self.autocast is None else torch.autocast(self.device.type, dtype=self.autocast),
                 last_layer.cut_short(last, count, min(wanted, default=count)),
             ):
                 output = self.model(tokens.to(self.device, non_blocking=True), **given)

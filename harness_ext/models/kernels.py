@@ -35,8 +35,8 @@ class Kernel:
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
     """As `Kernel.run`: the flash kernel of the CPU."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if key.shape[1] != query.shape[1]:
+        key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
     outputs, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=is_causal, scale=scale)
     return outputs, sums
 

@@ -154,20 +154,27 @@ def put_after(shared: tuple[Tensor, Tensor], key: Tensor, value: Tensor) -> tupl
 
 def _attend(query: Tensor, own_key: Tensor, own_value: Tensor, far_key: Tensor, far_value: Tensor, scaling: float | None) -> Tensor:
     """Outputs as `attend`'s, of queries on their own keys, causally, and on all the far ones: as many rows of those, or one for all."""
-    attend_by = KERNELS[query.device.type].run
-    rows, heads, tokens, width = query.shape
-    key_heads, far_rows = own_key.shape[1], far_key.shape[0]
-    groups = heads // key_heads
-    near, near_weight = attend_by(query, own_key, own_value, is_causal=True, scale=scaling)
+    near, near_weight = KERNELS[query.device.type].run(query, own_key, own_value, is_causal=True, scale=scaling)
     if not far_key.shape[2]:
         first: Tensor = near.transpose(1, 2)
         return first
-    # (far rows, key heads, queries, head_dim): whatever looks at the same keys is one head's queries.
-    packed = query.reshape(far_rows, rows // far_rows, key_heads, groups * tokens, width).transpose(1, 2)
-    far, far_weight = attend_by(packed.reshape(far_rows, key_heads, -1, width), far_key, far_value, is_causal=False, scale=scaling)
-    split = (far_rows, key_heads, rows // far_rows, groups * tokens)
-    far = far.reshape(*split, width).transpose(1, 2).reshape(query.shape)
-    far_weight = far_weight.reshape(split).transpose(1, 2).reshape(rows, heads, tokens)
+    far, far_weight = _attend_far(query, far_key, far_value, scaling)
     share = torch.sigmoid(near_weight - far_weight)[..., None]
-    joined = torch.lerp(far.float(), near.float(), share.float()).to(query.dtype)
-    return joined.transpose(1, 2)
+    if query.dtype.itemsize < 4:
+        return torch.lerp(far.float(), near.float(), share.float()).to(query.dtype).transpose(1, 2)
+    return torch.lerp(far, near, share).transpose(1, 2)
+
+
+def _attend_far(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exps as `Kernel.run`'s, of queries that all see the same keys, of as many rows or one for all."""
+    attend_by = KERNELS[query.device.type].run
+    rows, heads, tokens, width = query.shape
+    key_rows, key_heads = key.shape[:2]
+    if (rows, heads) == (key_rows, key_heads):
+        return attend_by(query, key, value, is_causal=False, scale=scaling)
+    # (key rows, key heads, queries, head_dim): whatever looks at the same keys is one head's queries.
+    split = (key_rows, key_heads, rows // key_rows, heads // key_heads * tokens)
+    packed = query.reshape(key_rows, rows // key_rows, key_heads, -1, width).transpose(1, 2)
+    outputs, weights = attend_by(packed.reshape(key_rows, key_heads, -1, width), key, value, is_causal=False, scale=scaling)
+    outputs = outputs.reshape(*split, width).transpose(1, 2).reshape(query.shape)
+    return outputs, weights.reshape(split).transpose(1, 2).reshape(rows, heads, tokens)
