@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl, urlsplit
 from harness_ext.errors import ModelError
 
 NAME = re.compile(
-    r"([a-z]+_)*(api_?key|password|passwd|secret|credentials?|authorization)|((use_)?(hf|hub|auth|access|api|bearer)_)?token|headers?|key",
+    r"([a-z]+[-_])*((api|access|subscription)[-_]?key|password|passwd|secret|credentials?|authorization)"
+    r"|((use_)?(hf|hub|auth|access|api|bearer)[-_])?token|headers?|key",
     re.IGNORECASE,
 )
-"""What an argument that holds a secret is called; `token_id`, `tokenizer` and `add_bos_token` are others."""
+"""What an argument that holds a secret is called, or a header of a request; `token_id`, `tokenizer` and `add_bos_token` are others."""
 PARAMETER = re.compile(r"key|token|secret|sig|pass|auth", re.IGNORECASE)
 """Part of the names of URL parameters that hold one."""
 SHAPE = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,})")
@@ -43,10 +44,12 @@ def find(value: Any, name: str = "") -> Iterator[str]:
     ['token']
     >>> list(find("pretrained=x,api_key=y")), list(find({"base_url": "https://ann:pw@host/v1"}))
     (['api_key'], ['base_url'])
-    >>> list(find("base_url=http://host/v1,token=y"))
-    ['token']
+    >>> list(find("base_url=http://host/v1,token=y")), list(find({"header": {"x-team": "y"}}))
+    (['token'], ['header'])
     """
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value and NAME.fullmatch(name):
+        yield name
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from find(item, str(key))
     elif isinstance(value, (list, tuple)):

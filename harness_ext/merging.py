@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from harness_ext.errors import PublishError, ShardError
 from harness_ext.results.outputs import RESULTS_FILE, find_outputs
-from harness_ext.results.publish import SECRET, strip_paths
+from harness_ext.results.publish import is_private, strip_paths
 from harness_ext.shards import Shard
 
 OF_THE_MACHINE = frozenset(
@@ -105,7 +105,12 @@ def join(places: Sequence[Path], folder: Path) -> Joined:
     wrong = [problem for task, found in lines.items() for problem in find_holes(task, found, parts)]
     if wrong:
         raise ShardError("\n".join(wrong))
-    file = write(parts, lines, folder)
+    try:
+        file = write(parts, lines, folder)
+    except OSError as error:
+        raise ShardError(
+            f"--output_path: {folder} could not be written to: {error.strerror or error}; name another folder"
+        ) from None
     kinds = {json.dumps(part.results["config"].get("hardware"), sort_keys=True) for part in parts}
     if len(kinds) > 1:
         notes.append(f"note: the parts ran on {len(kinds)} kinds of machines, which {file.name} names under parts")
@@ -200,7 +205,7 @@ def list_facts(part: Part) -> Iterator[tuple[str, str]]:
     tasks = {
         task: {name: value for name, value in asked.items() if name != "here"} for task, asked in results["shard"]["tasks"].items()
     }
-    arguments = {name: value for name, value in (config.get("model_args") or {}).items() if not SECRET.search(name)}
+    arguments = {name: value for name, value in (config.get("model_args") or {}).items() if not is_private(name)}
     yield from _flatten("config", {name: value for name, value in config.items() if name not in OF_THE_MACHINE_TOO})
     yield from _flatten("model_args", strip_paths(arguments))
     yield from _flatten("device", (config.get("hardware") or {}).get("device"))
@@ -257,12 +262,12 @@ def write(parts: Sequence[Part], lines: Mapping[str, Sequence[Line]], folder: Pa
 
 
 def copy_lines(lines: Sequence[Line], out: BinaryIO) -> None:
-    """Copies lines, in their order."""
+    """Copies lines, in their order; each ends, whether it did or not, as the last of a file may not."""
     with contextlib.ExitStack() as stack:
         files = {file: stack.enter_context(file.open("rb")) for file in dict.fromkeys(line.file for line in lines)}
         for line in lines:
             files[line.file].seek(line.start)
-            out.write(files[line.file].read(line.size))
+            out.write(files[line.file].read(line.size).rstrip(b"\r\n") + b"\n")
 
 
 def make_results(parts: Sequence[Part], lines: Mapping[str, Sequence[Line]]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def export(options: argparse.Namespace) -> int:
     paths = store.list_files(options.results, problems) if options.results.is_dir() else [options.results]
     newest: dict[str, tuple[str, Path]] = {}
     for path in paths:
-        file, found = store.read_file(path, f"{path.parent.name}/{path.name}")
+        file, found = store.read_file(path, f"{path.absolute().parent.name}/{path.name}")
         found += audit.audit_file(file) if file else ()
         problems += found
         if file and not found:

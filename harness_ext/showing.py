@@ -80,6 +80,7 @@ def read_runs(place: Path) -> Iterator[Shown]:
     """The runs of lm_eval, or the published ones, below a folder or in a file. Raises HarnessExtError where there is none."""
     from harness_ext.publishing import prepare_run
     from harness_ext.results.attention import read_attention
+    from harness_ext.results.audit import find_obstacle
     from harness_ext.results.outputs import find_outputs
     from harness_ext.results.publish import Submission
     from harness_ext.results.report import Shown
@@ -102,7 +103,9 @@ def read_runs(place: Path) -> Iterator[Shown]:
     for path in records:
         found, wrong = read_file(path, str(path))
         problems += wrong
-        if found:
+        if found and (why := find_obstacle(found.published)):
+            problems.append(Problem(file=str(path), line=None, message=why))
+        elif found:
             yield Shown(published=found.published, source=str(path))
     if problems:
         raise RecordError(f"{problems[0]}" + (f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""))

@@ -293,6 +293,12 @@ BROKEN: dict[str, tuple[Callable[[Lines], Any], int | None, str]] = {
     ),
     "a prompt that was cut": (put(CELL, "prompts", 0, 4, value=64), 2, "a prompt of 64 tokens; expected 128"),
     "a prompt that is too long for its cell": (put(CELL, "prompts", 0, 4, value=640), 2, "a prompt of 640 tokens; expected 128"),
+    "log-likelihoods without a sum": (
+        edit(CELL, lambda cell: [prompt.insert(2, [prompt.pop(2), -1.7e308][1]) for prompt in cell["prompts"]]),
+        2,
+        "log-likelihoods of which no sum is finite",
+    ),
+    "a day that no calendar has": (put(1, "evaluation_timestamp", value="2025-99-99T10:00:00Z"), 1, "which no calendar has"),
     "a sample twice": (put(CELL, "prompts", 0, 0, value=1), 2, "a sample stands there twice"),
     "a cell twice": (lambda lines: lines.append(lines[1]), 10, "the same cell as on line 2"),
     "a cell of no task": (put(CELL, "evaluation_name", value="hellaswag"), 2, "a cell of hellaswag, which is no task of the run"),

@@ -222,6 +222,25 @@ def test_records_written_and_read_back_are_the_same(
     assert read_runs(folder) == runs
 
 
+@pytest.mark.parametrize("name", ["runs.jsonl", "samples_none.jsonl"])
+def test_records_that_were_cut_off_changed_or_lost_are_named(name: str, tmp_path: Path) -> None:
+    answer = Answer(
+        method="none", task="t", length=8, multiple=1.0, depth=0.0, sample=0, verdict="exact", prompt_hash="0", log_likelihood=-1.0
+    )
+    append_run(tmp_path, Run(model="a/model", method="none", answers=(answer,)))
+    file, content = tmp_path / name, (tmp_path / name).read_text()
+    for broken in (content[:-20], "[1]\n", '{"x": 1}\n'):
+        file.write_text(broken)
+        with pytest.raises(ComparisonError, match=rf"{tmp_path}.*make the comparison again"):
+            read_runs(tmp_path)
+    file.write_bytes(content.encode("utf-16"))
+    with pytest.raises(ComparisonError, match=rf"{name} was cut off or changed"):
+        read_runs(tmp_path)
+    file.unlink()
+    with pytest.raises(ComparisonError, match=name):
+        read_runs(tmp_path)
+
+
 def test_each_line_has_a_colour_a_dash_and_a_mark_of_its_own() -> None:
     methods = ["none", "linear", "ntk", "dynamic", "yarn", "longrope", "sinks"]
     spec = draw_comparison(compare([make_run(method, {256: [True], 512: [False]}) for method in methods])).to_dict()

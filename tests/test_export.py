@@ -104,6 +104,12 @@ def test_one_file_is_exported_as_a_folder_is(results: Path, tmp_path: Path) -> N
     assert export(file, tmp_path / "one", "eee") == export(results, tmp_path / "all", "eee")
 
 
+def test_a_file_is_exported_by_its_bare_name(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = results.rglob("*.jsonl")
+    monkeypatch.chdir(file.parent)
+    assert main(["export", file.name, "--out", str(tmp_path / "eee"), "--format", "eee"]) == 0
+
+
 def test_a_record_that_does_not_hold_is_not_exported(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (file,) = results.rglob("*.jsonl")
     file.write_bytes(file.read_bytes().replace(b'"score":0.75', b'"score":0.95'))

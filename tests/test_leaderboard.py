@@ -156,6 +156,69 @@ def test_good_records_of_a_file_with_bad_lines_are_shown_and_the_bad_ones_are_na
     assert "<script>" not in copied.read_text()
 
 
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_a_run_made_again_leaves_every_record_as_it_was(
+    newest_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    written = {write_run(results, make_run(timestamp=f"2026-11-{day}T10:00:00Z"))[0]: day for day in (20, 21, 22)}
+    before = {path: path.read_bytes() for path in written}
+    paths = sorted(written, key=lambda path: written[path], reverse=newest_first)
+    monkeypatch.setattr(leaderboard, "list_files", lambda folder, problems: paths)
+    build_site(results, tmp_path / "site")
+    assert {path: path.read_bytes() for path in written} == before
+    (shown,) = (tmp_path / "site" / "records").iterdir()
+    assert shown.read_bytes() == next(content for path, content in before.items() if written[path] == 22)
+
+
+def test_a_site_is_never_built_over_the_records_it_is_made_of(tmp_path: Path) -> None:
+    written, _ = write_run(tmp_path / "records", make_run())
+    (tmp_path / "elsewhere" / "records").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "records" / "mine.jsonl").write_text("{}")
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        with pytest.raises(ReportError, match="name another folder with --out"):
+            build_site(tmp_path / "records", folder)
+    assert written.is_file()
+    assert (tmp_path / "elsewhere" / "records" / "mine.jsonl").is_file()
+
+
+def test_a_build_that_fails_leaves_the_site_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "results", make_run())
+    build_site(tmp_path / "results", tmp_path / "site")
+    before = {path: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReportError, match="publish one first"):
+        build_site(tmp_path / "empty", tmp_path / "site")
+    monkeypatch.setattr(leaderboard, "list_scripts", lambda board: {}["broken"])
+    with pytest.raises(KeyError):
+        build_site(tmp_path / "results", tmp_path / "site")
+    assert {path: path.read_bytes() for path in (tmp_path / "site").rglob("*") if path.is_file()} == before
+
+
+def test_a_record_that_was_changed_or_asks_for_more_than_there_is_gets_no_row_and_the_others_do(tmp_path: Path) -> None:
+    write_run(tmp_path / "results", make_run("lab/good"))
+    changed, _ = write_run(tmp_path / "results", make_run("lab/changed"))
+    changed.write_bytes(b"".join(changed.read_bytes().splitlines(keepends=True)[:-1]))
+    huge = make_run("lab/huge", depths=tuple(step / 3000 for step in range(3001)), multiples=(1, 2), n=1)
+    many = [msgspec.structs.replace(prompt, sample=sample) for prompt in huge.cells[0].prompts for sample in range(3000)]
+    cells = (msgspec.structs.replace(huge.cells[0], prompts=many), *huge.cells[1:])
+    write_run(tmp_path / "results", PublishedRun(run=huge.run, cells=cells))
+    site = build_site(tmp_path / "results", tmp_path / "site")
+    assert site.rows == 1
+    said = {problem.file.split("/")[0]: problem.message for problem in site.problems}
+    assert "it was changed" in said["lab__changed"]
+    assert "places of lengths, depths and samples" in said["lab__huge"]
+
+
+def test_a_loss_that_is_called_like_another_task_does_not_take_its_place() -> None:
+    honest, other = make_run("lab/a", tasks=(PASSKEY,)), make_run("lab/b", tasks=(LOSS,))
+    named = [msgspec.structs.replace(task, evaluation_name=PASSKEY) for task in other.run.tasks]
+    other = PublishedRun(run=msgspec.structs.replace(other.run, tasks=named), cells=())
+    for order in ((honest, other), (other, honest)):
+        tasks = tabulate(*order)["index"]["tasks"]
+        assert [(task["name"], task["metric"], task["rows"]) for task in tasks] == [(PASSKEY, "exact", 1), (PASSKEY, "loss", 1)]
+
+
 def test_a_second_build_replaces_the_first_and_leaves_other_files(tmp_path: Path) -> None:
     results, site = tmp_path / "results", tmp_path / "site"
     first, _ = write_run(results, make_run("lab/a"))
@@ -202,6 +265,14 @@ def test_folders_that_are_no_results_or_no_site_are_refused(tmp_path: Path) -> N
     with pytest.raises(ReportError, match="holds other things"):
         build_site(tmp_path / "results", tmp_path / "mine")
     assert (tmp_path / "mine" / "data" / "thesis.csv").read_text() == "1"
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "results", make_run())
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ReportError, match=r"could not be written to: .*; name another folder with --out"):
+        build_site(tmp_path / "results", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_the_command_makes_a_site_and_says_where(tmp_path: Path) -> None:

@@ -253,6 +253,25 @@ def test_a_part_that_was_cut_off_is_named_and_passed_over_once_it_was_made_again
     assert refuse(parts, tmp_path)[0].startswith("part 2/3 is not whole: ")
 
 
+def test_a_last_line_that_does_not_end_is_a_line(made: Path, parts: list[Path], tmp_path: Path) -> None:
+    for part in parts:
+        samples = find_samples(part, TASKS[0])
+        samples.write_bytes(samples.read_bytes().rstrip(b"\n"))
+    join(parts, tmp_path / "out")
+    assert find_samples(tmp_path / "out", TASKS[0]).read_bytes() == find_samples(made / "whole", TASKS[0]).read_bytes()
+
+
+def test_a_file_in_place_of_the_folder_is_named(parts: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ShardError, match=r"--output_path: .* could not be written to"):
+        join(parts, tmp_path / "file")
+
+
+def test_an_argument_that_changes_answers_makes_another_run_of_a_part(parts: list[Path], tmp_path: Path) -> None:
+    edit_results(find_outputs([parts[1]], parts=True)[0], lambda run: run["config"]["model_args"].update(think_end_token="1"))
+    assert any("think_end_token" in line for line in refuse(parts, tmp_path))
+
+
 def test_samples_that_were_changed_are_found_out(parts: list[Path], tmp_path: Path) -> None:
     samples = find_samples(parts[0], TASKS[0])
     rows = read_rows(samples)

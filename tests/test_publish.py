@@ -228,6 +228,11 @@ def edit_samples_alone(file: Path) -> None:
     write_rows(samples, read_rows(samples)[:-1])
 
 
+def recode_samples(file: Path) -> None:
+    samples = file.with_name(f"samples_{SCORED}_{DATE}.jsonl")
+    samples.write_bytes(samples.read_text().encode("utf-16"))
+
+
 def cut_samples_off(file: Path) -> None:
     samples = file.with_name(f"samples_{SCORED}_{DATE}.jsonl")
     samples.write_bytes(samples.read_bytes()[:-40])
@@ -333,6 +338,10 @@ LIES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a results file that was cut off": (
         lambda file: file.write_text(file.read_text()[:500]),
         r"expected lm_eval's results, found JSONDecodeError",
+    ),
+    "samples in another encoding": (
+        recode_samples,
+        r"expected a sample of lm_eval and its fields, found UnicodeDecodeError",
     ),
     "tasks of others": (
         with_results(lambda run: run.update(configs={"hellaswag": {"task": "hellaswag"}})),

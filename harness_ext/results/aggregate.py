@@ -220,11 +220,13 @@ def _read(points: Sequence[Point], answers: Answers) -> Reading:
 def _make_controls(by_control: Mapping[str, Sequence[Cell]]) -> list[ControlPoint]:
     return [
         ControlPoint(
-            control=cells[0].control, length=None if control == "no_haystack" else point.length, score_details=point.score_details
+            control=control,  # type: ignore[arg-type]  # the arms were taken out
+            length=None if control == "no_haystack" else point.length,
+            score_details=point.score_details,
         )
         for control, cells in by_control.items()
         for point in _make_points(list(_group(cells, lambda cell: cell.length).values()))[0]
-        if cells[0].control and point.score_details
+        if point.score_details
     ]
 
 

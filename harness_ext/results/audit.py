@@ -20,6 +20,9 @@ from harness_ext.results.identity import hash_prompts, identify_cell, identify_o
 from harness_ext.results.records import Cell, PublishedRun, Run, Task
 from harness_ext.results.store import (
     FILE,
+    MAX_FILE,
+    MAX_LINE,
+    MAX_LINES,
     MAX_PROBLEMS,
     Problem,
     RecordFile,
@@ -79,12 +82,9 @@ def audit_folder(folder: Path, processes: int = 1) -> Audit:
 
 def audit_file(file: RecordFile) -> Iterator[Problem]:
     """What a file says that does not follow from its prompts, or from its own name."""
-    named, own = FILE.fullmatch(Path(file.name).name), file.published.run
-    if named is None or named["hash"] != file.digest[:16]:
-        message = (
-            f"the file's name does not hold the hash of what is in it, {file.digest[:16]}: it was changed; publish the run again"
-        )
-        yield Problem(file=file.name, line=None, message=message)
+    own = file.published.run
+    if changed := find_change(file):
+        yield Problem(file=file.name, line=None, message=changed)
     elif name_file(own, file.digest) != f"{Path(file.name).parent.name}/{Path(file.name).name}":
         yield Problem(
             file=file.name, line=None, message=f"the file's name is another run's; expected {name_file(own, file.digest)}"
@@ -109,11 +109,34 @@ def audit_run(published: PublishedRun, lines: Sequence[int]) -> Iterator[tuple[i
         yield from ((1, message) for message in _audit_task(task, own))
 
 
+def find_change(file: RecordFile) -> str:
+    """What says that a file was changed since it was published: its name, which holds the hash of what was in it. Empty where nothing does."""
+    named = FILE.fullmatch(file.path.name)
+    if named is not None and named["hash"] == file.digest[:16]:
+        return ""
+    return f"the file's name does not hold the hash of what is in it, {file.digest[:16]}: it was changed; publish the run again"
+
+
+def find_obstacle(published: PublishedRun) -> str:
+    """Why figures of a run cannot be drawn or computed again, as where they would ask for more memory than there is; empty where they can."""
+    for task in published.run.tasks:
+        if why := _find_obstacle(task, [cell for cell in published.cells if cell.evaluation_name == task.evaluation_name]):
+            return why
+    return ""
+
+
 def audit_records(published: PublishedRun) -> list[str]:
     """What keeps records from being published: what a reader would refuse in them."""
     content = to_bytes(published)
+    lines = content.decode().splitlines()
     found = []
-    for number, line in enumerate(content.decode().splitlines(), 1):
+    if len(lines) > MAX_LINES or len(content) > MAX_FILE:
+        found.append(
+            f"{len(lines)} records of {len(content)} bytes; expected at most {MAX_LINES} of {MAX_FILE}: publish a part of the run"
+        )
+    for number, line in enumerate(lines, 1):
+        if len(line.encode()) >= MAX_LINE:
+            found.append(f"record {number}: {len(line)} bytes; expected fewer than {MAX_LINE}: publish a part of the run")
         try:
             decode_record(line)
         except ValueError as error:
@@ -154,8 +177,13 @@ def _audit_run(run: Run) -> Iterator[str]:
     if names != sorted(set(names)):
         yield f"tasks: found {', '.join(names)}; expected each once, by name"
     tomorrow = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
-    if run.evaluation_timestamp > tomorrow.strftime("%Y-%m-%dT%H:%M:%SZ"):
-        yield f"evaluation_timestamp: found {run.evaluation_timestamp}, which is to come; expected when the run was made"
+    try:
+        made = datetime.datetime.strptime(run.evaluation_timestamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)
+    except ValueError:
+        yield f"evaluation_timestamp: found {run.evaluation_timestamp}, which no calendar has; expected when the run was made"
+    else:
+        if made > tomorrow:
+            yield f"evaluation_timestamp: found {run.evaluation_timestamp}, which is to come; expected when the run was made"
     trained = run.trained_length
     if trained and trained.config_tokens not in (None, trained.tokens) and not (trained.source == "user" and trained.evidence):
         yield (
@@ -202,6 +230,9 @@ def _audit_cell(run: Run, cell: Cell) -> Iterator[str]:
     except ValueError as error:
         yield f"{error}"
         return
+    except OverflowError:
+        yield "log-likelihoods of which no sum is finite; expected a model's"
+        return
     if cell != expected:  # else nothing has to be looked for
         yield from _compare("", msgspec.to_builtins(cell), msgspec.to_builtins(expected))
 
@@ -215,16 +246,26 @@ def _find_span(cell: Cell) -> int:
 
 def _audit_task(task: Task, cells: list[Cell]) -> Iterator[str]:
     yield from _compare(f"{task.evaluation_name}: prompts_fingerprint", task.prompts_fingerprint, hash_prompts(cells))
-    if any((prompt.verdict == "loss") != (task.metric == "loss") for cell in cells for prompt in cell.prompts):
-        yield f"{task.evaluation_name}: metric {task.metric}, and prompts of the other; expected one of them"
+    if why := _find_obstacle(task, cells):
+        yield why
         return
-    size = math.prod(len(found) or 1 for found in _spread(cells))
-    if size > MAX_TABLE:
-        yield f"{task.evaluation_name}: {size} places of lengths, depths and samples; expected at most {MAX_TABLE}; the curve was not computed"
+    try:
+        expected = make_curve(cells)
+    except OverflowError:
+        yield f"{task.evaluation_name}: log-likelihoods of which no sum is finite; the curve was not computed"
         return
-    expected = make_curve(cells)
     if task.curve != expected:
         yield from _compare(f"{task.evaluation_name}: curve", msgspec.to_builtins(task.curve), msgspec.to_builtins(expected))
+
+
+def _find_obstacle(task: Task, cells: Sequence[Cell]) -> str:
+    """Why a task's curve is not computed of its cells; empty where it can be."""
+    if any((prompt.verdict == "loss") != (task.metric == "loss") for cell in cells for prompt in cell.prompts):
+        return f"{task.evaluation_name}: metric {task.metric}, and prompts of the other; expected one of them"
+    size = math.prod(len(found) or 1 for found in _spread(cells))
+    if size > MAX_TABLE:
+        return f"{task.evaluation_name}: {size} places of lengths, depths and samples; expected at most {MAX_TABLE}; the curve was not computed"
+    return ""
 
 
 def _spread(cells: Sequence[Cell]) -> tuple[set[Any], set[float | None], set[int]]:

@@ -14,6 +14,10 @@ DIGITS = 32
 """Hexadecimal, of SHA-256's 64: among a billion records two share them with a chance of 1 in 10²⁰."""
 
 
+ANSWERING = frozenset("think_end_token enable_thinking kv_cache_dtype mixed_precision_dtype softmax_dtype".split())
+"""Model arguments that change what is answered to the same tokens by the same weights."""
+
+
 def hash_json(value: Any) -> str:
     """The first 32 hex digits of SHA-256 over canonical JSON: keys sorted, no spaces, numbers in their shortest form.
 
@@ -27,9 +31,11 @@ def identify_run(run: Run) -> str:
     """A run's `evaluation_id`.
 
     Weights identify a model where the backend shows them, so that a folder and a name on the hub that hold the same are one model;
-    where it does not, what was named and how it was loaded has to do. When, where and how fast it ran are no part of it.
+    where it does not, what was named and how it was loaded has to do. Arguments count beside weights where they change an answer (`ANSWERING`).
+    When, where and how fast it ran are no part of it.
     """
     model = run.model_info
+    answering = {name: value for name, value in model.model_args.items() if name in ANSWERING}
     named = {"id": model.id, "revision": model.revision, "model_args": model.model_args}
     return hash_json(
         {
@@ -39,6 +45,7 @@ def identify_run(run: Run) -> str:
             "override": run.override.fingerprint,
             "trained_length": run.trained_length and run.trained_length.tokens,
             "tasks": [[task.evaluation_name, task.version, task.prompts_fingerprint] for task in run.tasks],
+            **({"answering": answering} if answering else {}),
         }
     )
 

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ import msgspec
 from harness_ext.errors import ReportError
 from harness_ext.results import figures, why
 from harness_ext.results.aggregate import profile_depths
+from harness_ext.results.audit import find_change, find_obstacle
 from harness_ext.results.records import Cell, Curve, PublishedRun, Run, ScoreDetails, Task
 from harness_ext.results.store import Problem, list_files, read_file, to_bytes
 
@@ -45,7 +47,11 @@ KEY = 16
 """Digits of a run's `evaluation_id` that tell it apart on the page."""
 SHARE = 64
 """Files that are given to a process at a time."""
+OWN = ("data", "records")
+"""Folders of a site, which each build replaces as a whole."""
 Row = dict[str, Any]
+TaskKey = tuple[str, str]
+"""A task's name and its metric, `exact` or `loss`: whoever calls a task by another's name does not take its place."""
 
 
 # ---------------------------------------------------------------------- what a figure is drawn from
@@ -205,7 +211,7 @@ class Entry:
 
     run: Run
     """Its newest."""
-    tasks: dict[str, tuple[str, str, Curve]] = field(default_factory=dict)
+    tasks: dict[TaskKey, tuple[str, str, Curve]] = field(default_factory=dict)
     """Task → when it was run, the key of the run, and its curve."""
 
 
@@ -214,8 +220,6 @@ class Board:
     """The rows of all runs so far."""
 
     entries: dict[tuple[Any, ...], Entry] = field(default_factory=dict)
-    metrics: dict[str, str] = field(default_factory=dict)
-    """Task → `exact` or `loss`."""
     keys: dict[str, str] = field(default_factory=dict)
     """Key, the beginning of a run's `evaluation_id` or all of it → `evaluation_id`."""
     dates: dict[str, str] = field(default_factory=dict)
@@ -233,9 +237,9 @@ class Board:
         if date >= entry.run.evaluation_timestamp:
             entry.run = run
         for task in run.tasks:
-            metric = self.metrics.setdefault(task.evaluation_name, task.metric)
-            if task.metric == metric and date >= entry.tasks.get(task.evaluation_name, ("",))[0]:
-                entry.tasks[task.evaluation_name] = (date, key, task.curve)
+            asked = (task.evaluation_name, task.metric)
+            if date >= entry.tasks.get(asked, ("",))[0]:
+                entry.tasks[asked] = (date, key, task.curve)
         return key
 
     def list_shown(self) -> set[str]:
@@ -255,15 +259,15 @@ def identify_row(run: Run) -> tuple[Any, ...]:
 def list_scripts(board: Board) -> dict[str, Any]:
     """Key → data: `index` with what every row has, and for each task `task-0` with its scores and `task-0-<rule>` with lengths."""
     entries = sorted(board.entries.values(), key=lambda entry: (entry.run.model_info.id, name_override(entry.run)))
-    counts = Counter(name for entry in entries for name in entry.tasks)
-    tasks = sorted(board.metrics, key=lambda name: (board.metrics[name] == "loss", -counts[name], name))
-    described = [{"name": name, "metric": board.metrics[name], "rows": counts[name]} for name in tasks]
+    counts = Counter(task for entry in entries for task in entry.tasks)
+    tasks = sorted(counts, key=lambda task: (task[1] == "loss", -counts[task], task))
+    described = [{"name": name, "metric": metric, "rows": counts[name, metric]} for name, metric in tasks]
     scripts: dict[str, Any] = {"index": {"rules": RULES, "tasks": described, "rows": _list_models(entries)}}
-    for number, name in enumerate(tasks):
-        curves = [entry.tasks[name][2] if name in entry.tasks else None for entry in entries]
-        ids = [entry.tasks[name][1] if name in entry.tasks else None for entry in entries]
+    for number, task in enumerate(tasks):
+        curves = [entry.tasks[task][2] if task in entry.tasks else None for entry in entries]
+        ids = [entry.tasks[task][1] if task in entry.tasks else None for entry in entries]
         scripts[f"task-{number}"] = {"run": ids, **_list_scores(curves)}
-        if board.metrics[name] == "exact":
+        if task[1] == "exact":
             scripts |= {f"task-{number}-{rule}": _list_lengths(curves, rule) for rule in RULES}
     return scripts
 
@@ -348,46 +352,72 @@ class Site:
 
 
 def build_site(results: Path, folder: Path, processes: int = 1) -> Site:
-    """Writes the site of a folder of records. What an earlier build wrote there is replaced, other files are left.
+    """Writes the site of a folder of records. What an earlier build wrote there is replaced once all is read, other files are left.
 
-    Raises ReportError where charts cannot be made, where no run can be read, and where `folder` holds data that is not a site's;
-    RecordError where `results` cannot be read.
+    Raises ReportError where charts cannot be made, where no run can be read, and where `folder` cannot be written to or holds data that
+    is not a site's; RecordError where `results` cannot be read.
     """
     require_charts()
     problems: list[Problem] = []
     paths = list_files(results, problems)
-    data, records = folder / "data", folder / "records"
-    if data.exists() and not (data / "index.js").is_file():
-        raise ReportError(f"{data} holds other things; name another folder with --out, or one that an earlier build wrote")
+    _check_place(folder, results)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as name:
+            new = Path(name)
+            board = _fill(new, _read_all([(path, str(path.relative_to(results))) for path in paths], processes), problems)
+            if not board.entries:
+                raise ReportError(
+                    f"no run can be read in {results}; publish one first: harness-ext publish OUT --results {results}"
+                )
+            for own in OWN:
+                shutil.rmtree(folder / own, ignore_errors=True)
+                (new / own).replace(folder / own)
+        _write(folder / "vega.js", bundle_vega())
+        for page, source in (("page.css", "page.css"), ("page.js", "page.js"), ("index.html", "page.html")):
+            _write(folder / page, (SITE / source).read_text("utf-8"))
+    except OSError as error:
+        raise ReportError(f"{folder} could not be written to: {error.strerror or error}; name another folder with --out") from None
+    return Site(rows=len(board.entries), runs=len(board.list_shown()), problems=tuple(problems))
+
+
+def _check_place(folder: Path, results: Path) -> None:
+    """Raises ReportError where what a site replaces in `folder` is somebody else's, the records that it is made of above all."""
+    for own in (folder / name for name in OWN):
+        whose = results.resolve()
+        if own.resolve() == whose or own.resolve() in whose.parents:
+            raise ReportError(f"{own} would be replaced, and {results} lies there; name another folder with --out")
+        if own.exists() and not (folder / OWN[0] / "index.js").is_file():
+            raise ReportError(f"{own} holds other things; name another folder with --out, or one that an earlier build wrote")
+
+
+def _fill(folder: Path, files: Iterable[Read], problems: list[Problem]) -> Board:
+    """Writes what a site has of records, and gives back its rows; what could not be read goes to `problems`."""
+    data, records = (folder / name for name in OWN)
     for own in (data, records):
-        shutil.rmtree(own, ignore_errors=True)
-        own.mkdir(parents=True)
+        own.mkdir()
     board = Board()
-    for path, shown, found in _read_all([(path, str(path.relative_to(results))) for path in paths], processes):
+    for path, shown, found in files:
         problems += found
         key = board.add(shown.run) if shown else None
         if shown is None or key is None:
             continue
         _write(data / f"run-{key}.js", to_script(f"run-{key}", shown.detail, records=f"records/{key}.jsonl"))
-        if shown.whole is None:
-            _place(path, records / f"{key}.jsonl")
-        else:
-            (records / f"{key}.jsonl").write_bytes(shown.whole)
-    if not board.entries:
-        raise ReportError(f"no run can be read in {results}; publish one first: harness-ext publish OUT --results {results}")
+        _place(shown.whole or path, records / f"{key}.jsonl")
     for key in board.keys.keys() - board.list_shown():
         (data / f"run-{key}.js").unlink()
         (records / f"{key}.jsonl").unlink()
     for key, value in {**list_scripts(board), "charts": describe_charts()}.items():
         _write(data / f"{key}.js", to_script(key, msgspec.json.encode(value)))
-    _write(folder / "vega.js", bundle_vega())
-    for name, page in (("page.css", "page.css"), ("page.js", "page.js"), ("index.html", "page.html")):
-        _write(folder / name, (SITE / page).read_text("utf-8"))
-    return Site(rows=len(board.entries), runs=len(board.list_shown()), problems=tuple(problems))
+    return board
 
 
-def _place(source: Path, target: Path) -> None:
-    """The same file under another name, since records are never written to; a copy where the two are on different disks."""
+def _place(source: Path | bytes, target: Path) -> None:
+    """A file's bytes, or the same file under another name, since records are never written to; a copy where the two are on different disks."""
+    target.unlink(missing_ok=True)  # which may be a link to another's record
+    if isinstance(source, bytes):
+        target.write_bytes(source)
+        return
     try:
         target.hardlink_to(source)
     except OSError:
@@ -407,7 +437,7 @@ class _Shown:
     detail: bytes
     """JSON of what a row is opened to."""
     whole: bytes | None
-    """Its good records, where not all are; else None, and the file itself is copied."""
+    """Its good records, where not all are; else None, and the file itself is shown."""
 
 
 Read = tuple[Path, _Shown | None, list[Problem]]
@@ -427,6 +457,9 @@ def _read_shown(job: tuple[Path, str]) -> Read:
     file, problems = read_file(path, name)
     if file is None:
         return path, None, problems
+    # Bad lines are no longer as they were published, and say so themselves; the others of their file are shown.
+    if why := find_obstacle(file.published) or ("" if problems else find_change(file)):
+        return path, None, [*problems, Problem(file=name, line=None, message=why)]
     detail = msgspec.json.encode(detail_run(file.published))
     return path, _Shown(file.published.run, detail, to_bytes(file.published) if problems else None), problems
 

@@ -155,6 +155,7 @@ def _read_task(file: Path, name: str, config: Mapping[str, Any]) -> TaskOutput:
 
 
 def _read_rows(file: Path) -> Iterator[Row]:
+    number = 0
     try:
         with jsonlines.open(file) as lines:
             for number, sample in enumerate(lines, 1):

@@ -34,8 +34,12 @@ from harness_ext.results.records import (
 
 MODEL_ARGUMENTS = ("pretrained", "model", "path", "engine")
 """Where lm_eval's models take the model's name, in lm_eval's order."""
-SECRET = re.compile(r"token(?!izer|s)|key|secret|passw|auth|credential|header|base_url|cache|dir$", re.IGNORECASE)
-"""Names of arguments that say who asked, where a server stands or where files lie, and nothing of the model."""
+PRIVATE = re.compile(r"token(?!izer|s)|key|secret|passw|auth|credential|header|base_url|cache|dir$", re.IGNORECASE)
+"""In the names of arguments that say who asked, where a server stands or where files lie, and nothing of the model."""
+PUBLIC = re.compile(
+    r"(\w+_)?(think|bos|eos|pad|sep|cls|unk|mask|prefix|image|special)_(\w+_)?token(_ids?)?|kv_cache_\w+|num_key_\w+", re.IGNORECASE
+)
+"""Names of others, which change what the model is given or says."""
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 PATH = re.compile(r"^(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])|^[^\s/\\]+[/\\]\S+[/\\]")
 """Looks like a place in somebody's file system: from a root, a home or here, or with more than one separator and no space."""
@@ -102,7 +106,7 @@ def write_command(output: Output) -> str:
         name: value
         for task in output.tasks
         for name, value in (task.config.get("metadata") or {}).items()
-        if name not in ("version", "config_source") and not SECRET.search(name) and str(arguments.get(name)) != str(value)
+        if name not in ("version", "config_source") and not is_private(name) and str(arguments.get(name)) != str(value)
     }
     words = ["lm_eval", "--model", str(config.get("model") or "unknown")]
     words += ["--model_args", ",".join(f"{name}={value}" for name, value in _public_arguments(config).items())]
@@ -116,6 +120,15 @@ def write_command(output: Output) -> str:
     words += ["--apply_chat_template"] if output.results.get("chat_template") else []
     words += ["--system_instruction", str(output.results["system_instruction"])] if output.results.get("system_instruction") else []
     return to_plain(shlex.join([*words, "--output_path", "out", "--log_samples"]))
+
+
+def is_private(name: str) -> bool:
+    """Whether an argument of this name is left out of what is published.
+
+    >>> [name for name in ("hf_token", "x_api_key", "cache_dir", "think_end_token", "add_bos_token", "kv_cache_dtype") if is_private(name)]
+    ['hf_token', 'x_api_key', 'cache_dir']
+    """
+    return PRIVATE.search(name) is not None and PUBLIC.fullmatch(name) is None
 
 
 def strip_paths(value: Any) -> Any:
@@ -166,7 +179,7 @@ def _read_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = strip_paths({name: value for name, value in _read_arguments(config).items() if not SECRET.search(name)})
+    found: dict[str, Any] = strip_paths({name: value for name, value in _read_arguments(config).items() if not is_private(name)})
     return found
 
 

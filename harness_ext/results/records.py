@@ -33,7 +33,8 @@ Moment = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{16,64}(?!\n)$")]
 ArmName = Literal["stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors"]
 """An arm of the experiment that asks why a model degrades, beside the sweep itself (docs/method.md)."""
-ControlName = Literal["no_haystack", "needle_absent", "cropped", "short", ArmName]
+PlainControlName = Literal["no_haystack", "needle_absent", "cropped", "short"]
+ControlName = Literal[PlainControlName, ArmName]
 CellOutcome = Literal[Outcome, "not_admitted", "no_positions"]
 """Of an arm's cell also `not_admitted`, where tokens cannot be put at chosen positions, and `no_positions`, where there are none to put
 them at, or none that ever leave what the model saw: then the arm would be the plain prompt."""
@@ -145,7 +146,7 @@ class Point(Record, frozen=True, kw_only=True):
 class ControlPoint(Record, frozen=True, kw_only=True):
     """A control's score, beside the curve's at the same length."""
 
-    control: Annotated[ControlName, says("Which.")]
+    control: Annotated[PlainControlName, says("Which.")]
     length: Annotated[Tokens | None, says("The sweep's length that it stands beside; None where it has none (`no_haystack`).")]
     score_details: Annotated[ScoreDetails, says("As a point's.")]
 

@@ -82,21 +82,33 @@ def append_run(folder: Path, run: Run) -> None:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The runs of a comparison, in the order they were made. Raises ComparisonError where the folder holds none."""
+    """The runs of a comparison, in the order they were made. Raises ComparisonError where the folder holds none, or not as they were written."""
     if not (folder / RUNS).is_file():
         raise ComparisonError(f"{folder} holds no {RUNS}; give a folder that `harness-ext compare --output_path` wrote")
-    with jsonlines.open(folder / RUNS) as rows:
-        return [_read(folder, row) for row in rows]
+    return [_read(folder, row) for row in _read_rows(folder / RUNS)]
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    """The records of a file. Raises ComparisonError where they cannot all be read."""
+    try:
+        with jsonlines.open(file) as rows:
+            return [dict(row) for row in rows.iter(type=dict)]
+    except (OSError, jsonlines.Error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
+        raise ComparisonError(f"{file} was cut off or changed: {reason}; make the comparison again") from None
 
 
 def _read(folder: Path, row: dict[str, Any]) -> Run:
-    trained = row.pop("trained_length")
-    plan = {task: tuple(Length(**length) for length in lengths) for task, lengths in row.pop("plan").items()}
-    answers: tuple[Answer, ...] = ()
-    if not row["refused"]:
-        with jsonlines.open(_samples(folder, row["method"])) as rows:
-            answers = tuple(Answer(**answer) for answer in rows)
-    return Run(**row, trained_length=TrainedLength(**trained) if trained else None, plan=plan, answers=answers)
+    try:
+        trained = row.pop("trained_length")
+        plan = {task: tuple(Length(**length) for length in lengths) for task, lengths in row.pop("plan").items()}
+        given = [] if row["refused"] else _read_rows(_samples(folder, row["method"]))
+        answers = tuple(Answer(**answer) for answer in given)
+        return Run(**row, trained_length=TrainedLength(**trained) if trained else None, plan=plan, answers=answers)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ComparisonError(
+            f"{folder / RUNS}: expected a run as `harness-ext compare` writes it, found {type(error).__name__}: {error}; make the comparison again"
+        ) from None
 
 
 def _samples(folder: Path, method: str) -> Path:
