@@ -258,6 +258,14 @@ def read_window(config: Any) -> int | None:
     return next((value for value in known if _is_length(value)), None)
 
 
+def read_selection(config: Any) -> int | None:
+    """Tokens that a query of sparse attention picks: where there are no more, it attends to all. None where nothing is picked."""
+    text = text_config(config)
+    blocks = getattr(text, "index_topk_blocks", None)
+    picked = blocks * getattr(text, "index_block_size", 1) if _is_length(blocks) else getattr(text, "index_topk", None)
+    return picked if _is_length(picked) else None
+
+
 def find_rounding(config: Any, dtype: str) -> str:
     """A warning where low precision alone would look like degradation with length; empty otherwise.
 

@@ -11,6 +11,16 @@ from lm_eval.api.instance import Instance
 from harness_ext.models.state import State
 from harness_ext.models.tokenising import TokenisingHFLM
 
+ALONE = (
+    "prompt_lookup_num_tokens",
+    "assistant_model",
+    "assistant_early_exit",
+    "cache_implementation",
+    "penalty_alpha",
+    "dola_layers",
+    "custom_generate",
+)
+"""Generation arguments with which the answer is made in another way than token by token, on a cache of its own, or a prompt at a time."""
 Held = tuple[State, list[list[int]]]
 """A state, and the prompts that its rows are of."""
 
@@ -24,6 +34,15 @@ class AnsweringHFLM(TokenisingHFLM):
         """Whether generation arguments, over the model's own, ask for the one answer that is always the same."""
         beams = asked.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
         return not asked.get("do_sample") and not asked.get("temperature") and beams == 1
+
+    def goes_on(self, asked: dict[str, Any]) -> bool:
+        """Whether generation arguments ask for what can go on from a held state, and from several: the next most likely token, one by one."""
+        return self.is_greedy(asked) and not self.is_alone(asked)
+
+    def is_alone(self, asked: dict[str, Any]) -> bool:
+        """Whether they, or the model's own, ask for one of `ALONE`."""
+        own = self.model.generation_config
+        return any(asked.get(name) or getattr(own, name, None) for name in ALONE)
 
     def answer(self, requests: Sequence[Instance], held: Held | None = None) -> list[str]:
         """HFLM's answers to requests, all in one batch, from what is `held` of their prompts."""

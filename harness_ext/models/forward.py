@@ -41,7 +41,7 @@ class Forward:
         except (AttributeError, NotImplementedError):
             self._head = None
         size = getattr(self._head, "weight", None)
-        self.vocabulary = int(size.shape[0]) if size is not None else 2**16
+        self.vocabulary = int(size.shape[0] if isinstance(size, Tensor) else getattr(self._head, "out_features", 2**16))
         floating = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
         self.dtype = autocast or next(floating, torch.float32)
         """What it computes in."""
@@ -65,7 +65,7 @@ class Forward:
                 given["attention_mask"] = torch.ones_like(tokens, device=self.device)
         rows, count = tokens.shape
         columns = torch.tensor(list(wanted) or [count - 1])
-        self._asked.columns, self._asked.shape = columns, (rows, count)
+        self._asked.columns, self._asked.shape, self._asked.picked = columns, (rows, count), False
         last = state.attentions if state is not None else 0
         try:
             with (
@@ -80,13 +80,17 @@ class Forward:
         if state is not None:
             state.take(output)
         logits: Tensor = output.logits
-        return logits if logits.shape[1] == len(columns) else logits[:, columns.to(logits.device)]
+        if self._asked.picked:
+            return logits
+        before = logits.shape[1] - count  # the tokens that prompt tuning puts in front
+        return logits[:, (columns + before).to(logits.device)]
 
     def _pick(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """What the output layer is given in place of all columns. Nothing is changed where they are laid out in a way of their own."""
         columns = self._asked.columns
         if columns is None or not args or tuple(args[0].shape[:2]) != self._asked.shape:
             return None
+        self._asked.picked = True
         return (args[0][:, columns.to(args[0].device, non_blocking=True)], *args[1:])
 
 
@@ -95,6 +99,8 @@ class _Asked(threading.local):
 
     columns: Tensor | None = None
     shape: tuple[int, ...] = ()
+    picked = False
+    """Whether the output layer was given those columns alone."""
 
 
 class Run:

@@ -111,6 +111,7 @@ class HFExtrapolate(AnsweringHFLM):
         if hasattr(self, "accelerator"):  # HFLM deals to the cards of one machine only: others would each run everything
             self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._ranks = Ranks(self.rank, self.world_size)
+        self._probed = probe.find_limit(self.model.config, self.model)  # before anything of ours is in its config
         if not exact and self.backend == "causal":
             pieces.install(self.model)
         self._watcher = Watcher(self.model)
@@ -125,7 +126,6 @@ class HFExtrapolate(AnsweringHFLM):
         warning = positions.find_rounding(self.model.config, str(self.model.dtype))
         if warning:
             log.warning("%s", warning)
-        self._probed = probe.find_limit(self.model.config, self.model)
         if not positions.is_listed(self.model.config):
             log.warning("%s is no family that was measured beforehand; %s", self.model.config.model_type, self._probed.said)
         if method or rotary.is_recomputed(self.model):
@@ -298,9 +298,15 @@ class HFExtrapolate(AnsweringHFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        """The answer to each request, in order. Raises PromptTooLongError before any forward."""
+        """The answer to each request, in order. Raises PromptTooLongError, or ModelError for a request without tokens, before any forward."""
         if not requests:
             return []
+        for key, context, continuation in requests:
+            if not context or not continuation:
+                what, why = ("context", "the first token after it") if not context else ("continuation", "anything")
+                raise ModelError(
+                    f"the {what} of {key or (context, continuation)!r:.200} has no tokens, so that {why} could not be scored; change it"
+                )
         sequences = [[*context, *continuation] for _, context, continuation in requests]
         sizes = [len(sequence) for sequence in sequences]
         starts = [len(context) for _, context, _ in requests]
@@ -383,7 +389,7 @@ class HFExtrapolate(AnsweringHFLM):
         longest = max(sizes, default=0)
         self._open(longest)
         self._check_answer(max((asked["max_gen_toks"] for asked in settings), default=0))
-        if self.backend == "causal" and any(map(self.is_greedy, settings)):
+        if self.backend == "causal" and any(map(self.goes_on, settings)):
             self._prepare(longest, longest)
             self._can_generate(longest)
         foresight.look_ahead(self._reader, sizes)
@@ -396,7 +402,7 @@ class HFExtrapolate(AnsweringHFLM):
                 continue
             self._prepare(sizes[group[0]], longest)
             chosen, asked = [requests[index] for index in group], settings[group[0]]
-            if self.backend == "causal" and self.is_greedy(asked) and self._can_generate(longest):
+            if self.backend == "causal" and self.goes_on(asked) and self._can_generate(longest):
                 found = self._generate([contexts[index] for index in group], chosen, asked["max_gen_toks"], quiet=disable_tqdm)
             else:
                 found = self._generate_whole(
@@ -437,9 +443,8 @@ class HFExtrapolate(AnsweringHFLM):
         if self.is_greedy(asked):  # what is drawn depends on all that was drawn before
             kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
-        for batch in tqdm(
-            self._cut(contexts, self._count_rows()), desc="generate_until", disable=True if quiet or self.rank else None
-        ):
+        rows = 1 if self.is_alone(asked) else self._count_rows()
+        for batch in tqdm(self._cut(contexts, rows), desc="generate_until", disable=True if quiet or self.rank else None):
             if all(index in kept.known for index in batch):
                 answers += [kept.known[index] for index in batch]
                 continue

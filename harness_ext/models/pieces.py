@@ -10,6 +10,9 @@ all that its mask leaves, and is one piece.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +30,10 @@ NAME = "sdpa#pieces"
 """Before the mark: what it computes."""
 UNUSUAL = ("position_bias", "softcap", "dropout", "s_aux")
 """What the pieces do not know."""
+KNOWN = frozenset({"position_ids", *UNUSUAL})
+"""Tensors that attention may be given beside queries, keys, values and a mask. Another says what to attend to: sparse attention picks keys so."""
+OWN_MASK = re.compile(r"_attn_implementation\s+in\s*[(\[{][^)\]}]*sdpa")
+"""In a family's code: under PyTorch's own attention, called by its name, it puts into the mask what it leaves to the kernel under others."""
 SQUARE = 256
 """Tokens of a chunk that attend to each other at a time on the CPU, whose kernel computes the masked half of their square too."""
 SHARED = "_begins_with"
@@ -40,10 +47,20 @@ def install(model: Any) -> bool:
         return False
     if not {weight.device.type for weight in model.parameters()} <= {*KERNELS, "meta"}:  # meta: brought in when they are used
         return False
+    if any(OWN_MASK.search(_read_source(name)) for name in {type(module).__module__ for module in model.modules()}):
+        return False
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, mask)
     model.set_attn_implementation(NAME)
     return True
+
+
+def _read_source(module: str) -> str:
+    """The code of a module; empty where there is none to be read."""
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ""
 
 
 def is_installed(model: Any) -> bool:
@@ -67,6 +84,10 @@ def mask(
     if plain and int(kv_offset) == 0 and int(q_offset) + q_length == kv_length:
         return None
     given = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
+    if (
+        1 < q_length != kv_length
+    ):  # or a cache of one size for all would have none, whose first key the first query sees, where here the last sees the last
+        rest["allow_is_causal_skip"] = False
     made: Tensor | None = sdpa_mask(**given, mask_function=mask_function, **rest)
     return made
 
@@ -83,8 +104,12 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Outputs (rows, tokens, heads, head_dim) of query (rows, heads, tokens, head_dim) on key and value (rows, key heads, keys, head_dim).
 
-    Zeros for the first queries that a forward has no use for (`last_layer`).
+    Zeros for the first queries that a forward has no use for (`last_layer`). Raises NotImplementedError where it is told in a way it does not know
+    what to attend to.
     """
+    strange = [name for name, given in rest.items() if isinstance(given, Tensor) and name not in KNOWN]
+    if strange:
+        raise NotImplementedError(f"attention was given {', '.join(strange)}, which it does not know")
     unread = last_layer.count_unread(query.shape[2])
     if unread and (hasattr(key, SHARED) or _is_unusual(query, value, rest)):
         unread = 0

@@ -19,7 +19,7 @@ from harness_ext.models import last_layer, pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.rounding import ERRORS, TOLERANCE, draw, read_whole
 from harness_ext.models.state import Copied, Cuttable, State
-from harness_ext.positions import read_schemes, read_window, text_config
+from harness_ext.positions import read_schemes, read_selection, read_window, text_config
 
 TOKENS = 48
 """Tokens of each check, and how far past the trained length it goes."""
@@ -45,8 +45,9 @@ class Finding:
 
 
 def find_reach(forward: Forward, trained: int) -> int:
-    """Tokens past which reading is no different any more: past the trained length, and past any window."""
-    return max(trained, read_window(forward.model.config) or 0) + TOKENS
+    """Tokens past which reading is no different any more: past the trained length, past any window, and past what sparse attention picks."""
+    config = forward.model.config
+    return max(trained, read_window(config) or 0, read_selection(config) or 0) + TOKENS
 
 
 def find_state(forward: Forward, trained: int, most: int) -> Finding:
@@ -54,6 +55,8 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
     model = forward.model
     if forward.dtype != torch.float32 and text_config(model.config).model_type in INEXACT:
         return Finding(make=None, said="chunks of this family differ from one forward, which rounding hides in this precision")
+    if (picked := read_selection(model.config) or most) < most:
+        return Finding(make=None, said=f"its attention picks {picked} tokens, and other ones where two scores are a rounding apart")
     kept = "keys and values that are cut back"
     kinds: list[tuple[str, Callable[[int], State]]] = [
         (kept, Cuttable),
@@ -61,6 +64,15 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
         ("a copied state, gone on from by two tokens at least", lambda room: Copied(model, alone=False)),
     ]
     if pieces.is_installed(model):
+        try:
+            times = _compare_attention(forward, min(TOKENS, max(most, FEWEST)))
+        except ERRORS as error:
+            return Finding(make=None, said=f"attention in pieces: {type(error).__name__}: {first_line(error)}")
+        if times > TOLERANCE:
+            return Finding(
+                make=None,
+                said=f"attention in pieces: logits differ from SDPA's by {times:.2g} times what one rounding of the embeddings does",
+            )
         attentions = _count_attentions(forward)
         forks, short = f"{kept}, and gone on from without copies", "the last layer only where it is read"
         kinds[:0] = [
@@ -89,6 +101,18 @@ def _count_attentions(forward: Forward) -> int:
         return last_layer.count_attentions(lambda: forward(draw(forward, FEWEST), None, ()))
     except ERRORS:
         return 0
+
+
+@torch.inference_mode()
+def _compare_attention(forward: Forward, count: int) -> float:
+    """How far one forward with attention by `pieces` is from one by SDPA, which a family may look for by its name; as `_compare`."""
+    tokens = draw(forward, count)
+    found = forward(tokens, None, range(count)).float()
+    pieces.remove(forward.model)
+    try:
+        return read_whole(forward, tokens).measure(found)
+    finally:
+        pieces.install(forward.model)
 
 
 @torch.inference_mode()
