@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -204,6 +205,26 @@ def test_a_table_can_be_packed_past_its_end_and_neither_stretched_nor_shifted() 
     assert left["packed", None].outcome == "not_admitted"
     assert "mask ends" in left["packed", None].reason
     assert left["stretched", 2 * TRAINED].outcome == "hard_limit"
+
+
+@pytest.mark.parametrize("own", [TRAINED, TRAINED + 40])
+def test_a_text_that_fills_the_trained_length_has_no_arms_that_are_placed_within_it(own: int) -> None:
+    full = dataclasses.replace(bench(), own=own)
+    found = arms_of(full, lengths(1, 2))
+    assert not {"stretched", "shifted", "packed", "packed_emptied"} & found.keys()
+    assert {"long", "emptied", "other_text", "distractors"} <= found.keys()
+    reasons = {one.reason for one in list_left_out(lengths(1, 2), ARMS, TRAINED, full.refuse)}
+    assert reasons == {f"this task's own text takes {own} tokens, which leaves no room within the trained length of {TRAINED}"}
+
+
+def test_arms_of_a_task_that_is_longer_than_the_window_leave_those_out_and_run(evaluate: Any) -> None:
+    from harness_ext.models.hf import HFExtrapolate
+
+    model = HFExtrapolate(pretrained="reference/rope", device="cpu")
+    results = evaluate(model, ["niah_sweep_extrapolate"], arms=True, multiples=[4], samples=1, depths=16)
+    left = {one["arm"] for one in results["configs"]["niah_sweep_extrapolate"]["arms_left_out"]}
+    assert {"packed", "packed_emptied", "stretched", "shifted"} <= left
+    assert not any(sample["doc"].get("control") in left for sample in results["samples"]["niah_sweep_extrapolate"])
 
 
 def test_a_limit_of_tokens_leaves_the_short_arms_alone() -> None:

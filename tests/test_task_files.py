@@ -52,6 +52,9 @@ def test_a_task_file_is_all_that_a_new_task_takes(tmp_path: Path) -> None:
         (("needle:", "nedle:"), "unknown field 'nedle', did you mean 'needle'"),
         (("question: What", "qestion: What"), "unknown field 'qestion', did you mean 'question'"),
         (("question: What is the code of the {key} vault?\n", ""), "field 'question' is missing"),
+        (("{value}", "{value:d}"), "field 'needle': found .* a sentence with {value}"),
+        (("{value}", "{value!r}"), "field 'needle': found .* a sentence with {value}"),
+        (("digits:6", "digits:5000"), "field 'value': found 'digits:5000'; expected one of digits:N"),
         (("{value}", "{valeu}"), "field 'needle': found .* a sentence with {value}"),
         (("vault is {value}", "vault is {value"), "field 'needle'|is not YAML"),
         (("of the {key} vault?", "of it?"), "field 'question': found no {key}"),
@@ -76,6 +79,15 @@ def test_a_mistake_names_the_file_the_field_and_what_was_expected(tmp_path: Path
     with pytest.raises(TaskFileError, match=message) as error:
         load(tmp_path, GOOD.replace(*change))
     assert "mine.yaml" in str(error.value)
+
+
+def test_needles_that_distract_come_again_where_there_are_no_others(tmp_path: Path) -> None:
+    task = load(tmp_path, GOOD.replace("digits:6", "words:1").replace("[400]", "[6000]") + "haystack: needles\n")
+    task.bind(Scripted(lambda *_: True, 6000))
+    task.build_all_requests()
+    prompt, answer = task.instances[0].args
+    assert prompt.count("The code of the") > 100
+    assert prompt.count(f"vault is {answer.strip()}.") == 1
 
 
 def test_needles_at_every_depth_are_told_apart_by_a_key() -> None:

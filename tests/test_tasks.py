@@ -14,6 +14,7 @@ from scripted import Scripted, curve
 from tokenizers_here import make_tokenizer
 
 from harness_ext.errors import HarnessExtError, HaystackError, LengthError, ModelError, TaskFileError
+from harness_ext.sweep import haystack
 
 SMALL = {"trained_length": 600, "multiples": [1, 2, 4], "depths": [0, 0.5, 1], "samples": 2}
 ALL = [
@@ -230,6 +231,7 @@ def test_chat_template_and_answer_budget_are_part_of_the_length(evaluate: Any) -
         for sample in results["samples"][name]:
             prompt, rest = sample["arguments"][0]
             budget = 32 if name.endswith("_generate") else len(tokens(prompt + rest)) - len(tokens(prompt))
+            assert not name.endswith("_generate") or rest["until"] == []  # an answer in chat may have paragraphs
             assert len(tokens(prompt)) + budget == sample["doc"]["length"]
             assert prompt.startswith("<|system|>Be brief.<|user|>There is")
             assert prompt.endswith("<|assistant|>" if name.endswith("_generate") else "<|assistant|>The pass key is")
@@ -281,6 +283,53 @@ def test_every_haystack_serves(evaluate: Any, source: str, tmp_path: Path) -> No
     assert results["configs"]["niah_single_extrapolate"]["haystack"].startswith(source)
 
 
+RUNS = {
+    "Japanese without full stops": "これは日本語の文章で句点のないまま続いていくものであり、改行もなくずっと続いていきます、",
+    "Thai": "ประเทศไทยเป็นประเทศที่ตั้งอยู่ในเอเชียตะวันออกเฉียงใต้และมีวัฒนธรรมที่หลากหลาย",
+    "English without full stops": "the old man went to the river and saw a boat that had been left there ",
+    "one long word": "abcdefghij",
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_text_without_sentences_is_a_haystack_too(evaluate: Any, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(RUNS[kind] * 2000)
+    asked = {"tokenizer": make_tokenizer("bpe"), "lengths": [2000], "depths": [0, 0.5, 1], "samples": 1}
+    results = evaluate(Scripted(lambda *_: True, 10_000), ["passkey_extrapolate"], haystack=str(tmp_path / "text.txt"), **asked)
+    samples = results["samples"]["passkey_extrapolate"]
+    assert len({sample["doc"]["prompt_fingerprint"] for sample in samples}) == 3
+    for sample in samples:
+        assert sample["doc"]["depth_realised"] == pytest.approx(sample["doc"]["depth"], abs=0.1)
+        assert sample["arguments"][0][0].count(RUNS[kind][:8]) > 4
+
+
+def test_depths_that_come_out_as_one_place_are_said(evaluate: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "text.txt").write_text(("word " * 55 + "end. ") * 50)
+    asked = {"tokenizer": make_tokenizer("bpe"), "lengths": [200, 3000], "depths": [0, 1], "samples": 1}
+    evaluate(Scripted(lambda *_: True, 10_000), ["passkey_extrapolate"], haystack=str(tmp_path / "text.txt"), **asked)
+    said = [record.message for record in caplog.records if "all depths are one place" in record.message]
+    assert len(said) == 1
+    assert "at 200 tokens" in said[0]
+
+
+@pytest.mark.parametrize(("haystack", "warned"), [("needles", True), ("text", False)])
+def test_a_haystack_of_needles_that_nothing_tells_apart_is_said(
+    load: Any, haystack: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("passkey_extrapolate", "niah_single_extrapolate"):
+        load(name, haystack=haystack)
+    assert [record.args[0] for record in caplog.records if "nothing tells the needle" in record.message] == [
+        "passkey_extrapolate"
+    ] * warned
+
+
+def test_a_text_longer_than_what_is_read_may_end_inside_a_character(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(haystack, "MAX_CHARACTERS", 100)
+    (tmp_path / "text.txt").write_text("\ufeff" + "これは日本語の文です。" * 100)
+    found = haystack.open_haystack(str(tmp_path / "text.txt"), distractors=lambda *_: iter(()))
+    assert found.source.startswith("これは")
+
+
 BAD: list[tuple[dict[str, Any], type[HarnessExtError], str]] = [
     ({"multiples": [0]}, TaskFileError, "'multiples': found .* above 0"),
     ({"multiples": [-1]}, TaskFileError, "above 0"),
@@ -296,6 +345,9 @@ BAD: list[tuple[dict[str, Any], type[HarnessExtError], str]] = [
     ({"samples": 0}, TaskFileError, "'samples'"),
     ({"seed": "x"}, TaskFileError, "'seed'"),
     ({"multipels": [1]}, TaskFileError, "did you mean 'multiples'"),
+    ({"trained_lenght": 512}, TaskFileError, "did you mean 'trained_length'"),
+    ({"tokeniser": "org/name"}, TaskFileError, "did you mean 'tokenizer'"),
+    ({"haystack": {"dataset": "json", "data_files": 5, "column": "body"}}, HaystackError, "cannot be loaded"),
     ({"haystack": "nowhere.txt"}, HaystackError, "'nowhere.txt', which is not there"),
     ({"haystack": {"fiel": "x"}}, HaystackError, "expected one of noise"),
     ({"haystack": {"dataset": "json"}}, HaystackError, "no column"),

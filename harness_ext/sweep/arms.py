@@ -77,12 +77,19 @@ class Bench:
     limits: Sequence[Limit]
     placing: Placing
     """The model's."""
+    own: int = 0
+    """Tokens of the task's text without filler."""
 
     def refuse(self, arm: str, length: Length) -> Refused | None:
         """Why an arm is not run at a length past the trained one or at it; None where it is."""
         hard = next((limit for limit in self.limits if limit.outcome == "hard_limit"), None)
         if arm in PLACED and self.placing.outcome != "measured":
             return Refused(outcome=self.placing.outcome, reason=self.placing.reason)
+        if arm in PLACED and self.own >= self.trained:
+            reason = (
+                f"this task's own text takes {self.own} tokens, which leaves no room within the trained length of {self.trained}"
+            )
+            return Refused(outcome="not_admitted", reason=reason)
         if arm in SHORT:
             return _refuse_past(length.tokens, hard)
         if arm not in PACKED and length.outcome != "measured":

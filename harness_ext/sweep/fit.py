@@ -26,6 +26,8 @@ SLACKS = (0, 4, 16, 48)
 """Tokens to leave for neutral words, where whole sentences do not come out."""
 MAX_PADDING = 1024
 """Tokens of neutral words at most."""
+FEW = 64
+"""Tokens of neutral words for which every beginning of them is counted."""
 DEPARTURE = 0.02
 """Of all filler: how far from its depth a needle may be put to stand where it stands in a prompt of half the length. Less than
 a fifth of the 0.11 between neighbours of the default depths, so that no cell is mistaken for its neighbour."""
@@ -210,7 +212,7 @@ def _build(
         ends[-1] += tokenizer.count([padding])[0]  # the last sentence, drawn out
     return Fitted(
         body=body,
-        depths=tuple(ends[place] / ends[-1] if ends[-1] else 0.0 for place in places),
+        depths=tuple(ends[place] / ends[-1] if ends[-1] else float(bool(padding)) for place in places),  # which then stands first
         prompt_tokens=tokenizer.count_prompt(body, document),
     )
 
@@ -246,6 +248,11 @@ def _paddings(missing: int, tokenizer: Tokenizer) -> Iterator[str]:
     text = " " + " ".join(NOISE * (1 + missing // 8))
     by_word = [text[:end] for end in range(2, len(text) + 1) if end == len(text) or text[end] == " "]
     by_letter = [text[:end].rstrip().ljust(end, ".") for end in range(2, min(len(text), 12 * missing + 24))]
+    if missing > FEW:  # others are too far off, and to count them all takes as long as the square of what is missing
+        each = len(text) / max(1, tokenizer.count([text])[0])
+        by_word, by_letter = (
+            [one for one in candidates if abs(len(one) / each - missing) < missing / 4] for candidates in (by_word, by_letter)
+        )
     for candidates in (by_word, by_letter, [".", "..", "..."]):
         costs = [count - 1 for count in tokenizer.count(["." + candidate for candidate in candidates])]
         ranked = sorted(range(len(candidates)), key=lambda i: (abs(costs[i] - missing), i))

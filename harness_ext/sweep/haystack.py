@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import random
 import re
@@ -14,13 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness_ext.errors import HaystackError
+from harness_ext.model_view import first_line
 from harness_ext.sweep import words
 
 GENERATED = ("noise", "text", "needles")
 MAX_CHARACTERS = 20_000_000
 """How much of a file or dataset is read: five million tokens or so."""
-MAX_SENTENCE = 600
-"""Characters; a longer run without a sentence's end (a table, code, no punctuation) is cut at a space, or anywhere."""
+MAX_SENTENCE = 300
+"""Characters; a longer run without a sentence's end (a table, code, no punctuation) is cut into pieces."""
+PIECE = 40
+"""Characters of a piece at most, cut at a space, or anywhere: where needles may stand is between pieces."""
 
 Sentences = Callable[[random.Random, Callable[[str], bool]], Iterator[str]]
 """A generator of randomness, and which keys and values are taken → sentences without end; one line of text each."""
@@ -67,17 +71,22 @@ def split_sentences(text: str) -> list[str]:
     >>> split_sentences("One. Two!\\n\\nThree is\\nlonger? Four")
     ['One.', 'Two!', 'Three is longer?', 'Four']
     """
-    sentences = []
+    sentences: list[str] = []
     for piece in re.split(r"(?<=[.!?])\s+|(?<=[。！？])|\n\s*\n", text):
         sentence = " ".join((piece or "").split())
-        while len(sentence) > MAX_SENTENCE:
-            cut = sentence.rfind(" ", 1, MAX_SENTENCE)
-            cut = cut if cut > 0 else MAX_SENTENCE
-            sentences.append(sentence[:cut].strip())
-            sentence = sentence[cut:].strip()
-        if sentence:
-            sentences.append(sentence)
+        sentences += [sentence] if 0 < len(sentence) <= MAX_SENTENCE else _cut(sentence)
     return sentences
+
+
+def _cut(run: str) -> Iterator[str]:
+    """A run of words in pieces."""
+    start = 0
+    while start < len(run):
+        end = len(run) if len(run) - start <= PIECE else run.rfind(" ", start + 1, start + PIECE + 1)
+        end = end if end > start else start + PIECE
+        if piece := run[start:end].strip():
+            yield piece
+        start = end
 
 
 def _noise(rng: random.Random, taken: Callable[[str], bool]) -> Iterator[str]:
@@ -121,7 +130,9 @@ def _read_file(path: Path) -> str:
             f"or one of {', '.join(GENERATED)}"
         )
     try:
-        text = path.read_bytes()[: 4 * MAX_CHARACTERS].decode("utf-8-sig")
+        with path.open("rb") as file:
+            found = file.read(4 * MAX_CHARACTERS)
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(found, final=len(found) < 4 * MAX_CHARACTERS)
     except UnicodeDecodeError as error:
         raise HaystackError(
             f"haystack file {str(path)!r}: expected UTF-8 text, found {error.object[error.start : error.start + 4]!r} "
@@ -147,8 +158,8 @@ def _read_dataset(spec: Mapping[str, object]) -> str:
     asked = f"haystack dataset {spec['dataset']!r}"
     try:
         rows = datasets.load_dataset(str(spec["dataset"]), split=str(spec.get("split", "train")), **options)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise HaystackError(f"{asked} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        raise HaystackError(f"{asked} cannot be loaded: {first_line(error)}") from None
     if column not in rows.column_names:
         raise HaystackError(f"{asked}: asked for column {column!r}, found {', '.join(rows.column_names)}")
     parts: list[str] = []

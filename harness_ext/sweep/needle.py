@@ -130,10 +130,26 @@ def build_document(spec: TaskSpec, facts: Facts, depth: float, rng: random.Rando
 
 
 def draw_distractors(spec: TaskSpec, rng: random.Random, *, taken: Callable[[str], bool]) -> Iterator[str]:
-    """Needles that nobody asks for, without end: the haystack `needles`. `taken` keys and values are left out."""
-    values = draw_values(spec, rng, taken=taken)
-    for key in distinct(lambda: draw_key(rng), taken=taken):
+    """Needles that nobody asks for, without end: the haystack `needles`. `taken` keys and values are left out.
+
+    All different as long as there are different ones; then, unlike what is asked, they come again.
+    """
+    values = _again(draw_values(spec, rng, taken=taken))
+    for key in _again(distinct(lambda: draw_key(rng), taken=taken)):
         yield spec.needle.format(key=key, value=next(values))
+
+
+def _again(found: Iterator[str]) -> Iterator[str]:
+    """What is found, and once there is nothing new, the same again. Raises LookupError where there was nothing."""
+    seen = []
+    try:
+        for one in found:
+            seen.append(one)
+            yield one
+    except LookupError:
+        if not seen:
+            raise
+    yield from itertools.cycle(seen)
 
 
 def enumerate_words(items: tuple[str, ...]) -> str:

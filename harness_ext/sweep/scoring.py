@@ -23,6 +23,10 @@ _VALUE = {
 }
 
 
+LIST_NUMBER = re.compile(r"^[ \t]*\d{1,2}[.)][ \t]+(?=\S)", re.MULTILINE)
+"""Of an item, at the beginning of its line."""
+
+
 def score_retrieval(answer: str, expected: Sequence[str], kind: str) -> Verdict:
     """The verdict on `answer`, where the values `expected`, of `kind` `digits`, `words` or `uuid`, are asked for.
 
@@ -34,7 +38,11 @@ def score_retrieval(answer: str, expected: Sequence[str], kind: str) -> Verdict:
     'wrong_value'
     >>> score_retrieval(" 714", ["71432"], "digits")
     'cut_off'
+    >>> score_retrieval("They are:\\n1. 71432\\n2. 80599", ["71432", "80599"], "digits")
+    'exact'
     """
+    if kind == "digits" and all(len(value) > 2 for value in expected):
+        answer = LIST_NUMBER.sub("", answer)
     wanted = [token for value in expected for token in _VALUE[kind].findall(value.casefold())]
     found = _VALUE[kind].findall(answer.casefold())
     if found[: len(wanted)] == wanted:

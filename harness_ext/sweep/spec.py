@@ -17,6 +17,8 @@ HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
 RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls", "arms", "attention")
 """Fields that `--metadata` may change for one run, in the tasks that have them."""
+MODEL_FIELDS = ("trained_length", "tokenizer", "tokenizer_backend")
+"""Others there, which say what is known of the model (`model_view`) or how it splits text."""
 ARMS = ("long", "stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors")
 """Of an experiment on why a score falls; see `arms`."""
 MULTIPLES = (0.5, 1, 2, 4, 8)
@@ -135,8 +137,8 @@ def _read_fields(
             raise TaskFileError(f"{file}: field {key!r} is missing; expected {_EXPECTED[key]}")
     chosen = {key: overrides[key] for key in RUN_FIELDS if key in overrides and key in known}
     for key in overrides:
-        meant = difflib.get_close_matches(key, RUN_FIELDS, n=1, cutoff=0.85)
-        if key not in RUN_FIELDS and meant:
+        meant = difflib.get_close_matches(key, (*RUN_FIELDS, *MODEL_FIELDS), n=1, cutoff=0.85)
+        if key not in (*RUN_FIELDS, *MODEL_FIELDS) and meant:
             raise TaskFileError(f"metadata: unknown field {key!r}; did you mean {meant[0]!r}?")
     if {"multiples", "lengths"} <= chosen.keys():
         raise TaskFileError("metadata: found both 'multiples' and 'lengths'; give one of them")
@@ -179,8 +181,9 @@ def _text(*, allowed: frozenset[str] = frozenset(), required: str = "", empty: b
     def read(value: Any) -> str:
         if not isinstance(value, str) or not (value.strip() or empty):
             raise ValueError
-        names = {name for _, name, _, _ in string.Formatter().parse(value) if name is not None} if allowed else set()
-        if names - allowed or (required and required not in names):
+        fields = [field for field in string.Formatter().parse(value) if field[1] is not None] if allowed else []
+        names = {name for _, name, _, _ in fields}
+        if names - allowed or (required and required not in names) or any(how or conversion for _, _, how, conversion in fields):
             raise ValueError
         return value.strip()
 

@@ -27,6 +27,8 @@ from harness_ext.sweep.values import parse_kind
 
 log = logging.getLogger(__name__)
 
+UNTIL = ["\n\n"]
+"""Ends a generated answer where nothing else does."""
 NO_PLACING = Placing(outcome="not_admitted", reason="this backend takes no positions; use --model hf-extrapolate")
 
 
@@ -45,10 +47,16 @@ class ExtrapolateTask(SweepTask):
             spec,
             open_haystack(spec.haystack, distractors=lambda rng, taken: draw_distractors(spec, rng, taken=taken)),
             output_type=spec.output_type,
-            generation={"until": ["\n\n"], "do_sample": False, "max_gen_toks": spec.max_gen_toks}
+            generation={"until": [*UNTIL], "do_sample": False, "max_gen_toks": spec.max_gen_toks}
             if spec.output_type == "generate_until"
             else None,
         )
+        if spec.haystack == "needles" and "{key}" not in spec.needle:
+            log.warning(
+                "%s: haystack needles: nothing tells the needle that is asked for from the others, since they have no {key}; "
+                "its scores are of guessing",
+                spec.task,
+            )
 
     def plan_docs(self) -> list[Doc]:
         """One record for each prompt, in an order of which every beginning is balanced (`--limit`), each before its controls.
@@ -143,6 +151,20 @@ class ExtrapolateTask(SweepTask):
                 self._instances.append(self.construct_placed(doc, arguments, metadata=metadata))
             else:
                 self._instances.append(self.construct_requests(doc, arguments, metadata=metadata))
+        self._warn_of_one_place([doc for _, doc in docs if "control" not in doc])
+
+    def _warn_of_one_place(self, docs: Iterable[Doc]) -> None:
+        """Says at which lengths all depths came out as one place, as where a haystack's sentences are longer than its prompts."""
+        realised: dict[int, set[tuple[float, float]]] = {}
+        for doc in docs:
+            realised.setdefault(doc["length"], set()).add((doc["depth"], doc["depth_realised"]))
+        for length, found in sorted(realised.items()):
+            if len({depth for depth, _ in found}) > 1 and len({place for _, place in found}) == 1:
+                log.warning(
+                    "%s: at %d tokens all depths are one place, since the haystack has no shorter sentences; give another one, or longer lengths",
+                    self.spec.task,
+                    length,
+                )
 
     def count_own_text(self, view: ModelView) -> int:
         """Tokens of the longest of all samples without filler."""
@@ -190,7 +212,7 @@ class ExtrapolateTask(SweepTask):
         find: Callable[[], Placing] = getattr(self._view.lm, "find_placing", lambda: NO_PLACING)
         placing = find() if self._view.lm is not None else Placing(outcome="measured", reason="not known yet")
         trained = self._find_trained(self._view)
-        return Bench(spec=self.spec, trained=trained, limits=self._view.limits, placing=placing)
+        return Bench(spec=self.spec, trained=trained, limits=self._view.limits, placing=placing, own=self._own)
 
     def _find_span(self, doc: Doc) -> int:
         """Positions that a record's prompt reaches over."""
@@ -205,6 +227,8 @@ class ExtrapolateTask(SweepTask):
 
     def _prompts(self, view: ModelView, chat_template: Callable[..., str] | None, system: str | None) -> Prompts:
         generation = self.config.generation_kwargs
+        if chat_template is not None and generation is not None and generation["until"] == UNTIL:
+            generation = {**generation, "until": []}  # an answer in chat has its own end, and may have paragraphs before it
         return Prompts(
             self.spec, self.haystack, Frame(view=view, chat_template=chat_template, system=system, generation=generation)
         )

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 from harness_ext.sweep.words import NAMES_ADJECTIVES, NAMES_NOUNS
 
+WIDEST = 1000
+"""Digits or words of a value."""
 Draw = Callable[[random.Random, int], str]
 
 
@@ -36,7 +38,11 @@ def parse_kind(text: str) -> tuple[str, int]:
     Raises ValueError, with what was expected, for any other text.
     """
     kind, _, width = text.partition(":")
-    if kind not in KINDS or (width and (not width.isdecimal() or int(width) < 1)) or (kind == "digits" and not width):
+    if (
+        kind not in KINDS
+        or (width and (not width.isdecimal() or not 1 <= int(width) <= WIDEST))
+        or (kind == "digits" and not width)
+    ):
         raise ValueError("one of digits:N (N digits), words:N (N words), uuid")
     return kind, int(width or 1)
 
