@@ -11,16 +11,15 @@ from lm_eval.api.instance import Instance
 from harness_ext.models.state import State
 from harness_ext.models.tokenising import TokenisingHFLM
 
-ALONE = (
+ASSISTED = (
     "prompt_lookup_num_tokens",
     "assistant_model",
     "assistant_early_exit",
-    "cache_implementation",
     "penalty_alpha",
     "dola_layers",
     "custom_generate",
 )
-"""Generation arguments with which the answer is made in another way than token by token, on a cache of its own, or a prompt at a time."""
+"""Generation arguments with which an answer is made otherwise than token by token, and of one prompt at a time."""
 Held = tuple[State, list[list[int]]]
 """A state, and the prompts that its rows are of."""
 
@@ -36,13 +35,16 @@ class AnsweringHFLM(TokenisingHFLM):
         return not asked.get("do_sample") and not asked.get("temperature") and beams == 1
 
     def goes_on(self, asked: dict[str, Any]) -> bool:
-        """Whether generation arguments ask for what can go on from a held state, and from several: the next most likely token, one by one."""
-        return self.is_greedy(asked) and not self.is_alone(asked)
+        """Whether they ask for what can go on from a held state: the next most likely token, one by one, on that state and no cache of another kind."""
+        return self.is_greedy(asked) and not self.is_assisted(asked) and not self._find_any(asked, ["cache_implementation"])
 
-    def is_alone(self, asked: dict[str, Any]) -> bool:
-        """Whether they, or the model's own, ask for one of `ALONE`."""
+    def is_assisted(self, asked: dict[str, Any]) -> bool:
+        """Whether they ask for one of `ASSISTED`."""
+        return self._find_any(asked, ASSISTED)
+
+    def _find_any(self, asked: dict[str, Any], names: Sequence[str]) -> bool:
         own = self.model.generation_config
-        return any(asked.get(name) or getattr(own, name, None) for name in ALONE)
+        return any(asked.get(name) or getattr(own, name, None) for name in names)
 
     def answer(self, requests: Sequence[Instance], held: Held | None = None) -> list[str]:
         """HFLM's answers to requests, all in one batch, from what is `held` of their prompts."""

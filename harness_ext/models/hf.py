@@ -443,7 +443,7 @@ class HFExtrapolate(AnsweringHFLM):
         if self.is_greedy(asked):  # what is drawn depends on all that was drawn before
             kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary)
         answers: list[Any] = []
-        rows = 1 if self.is_alone(asked) else self._count_rows()
+        rows = 1 if self.is_assisted(asked) else self._count_rows()
         for batch in tqdm(self._cut(contexts, rows), desc="generate_until", disable=True if quiet or self.rank else None):
             if all(index in kept.known for index in batch):
                 answers += [kept.known[index] for index in batch]

@@ -86,7 +86,7 @@ def mask(
     given = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
     if (
         1 < q_length != kv_length
-    ):  # or a cache of one size for all would have none, whose first key the first query sees, where here the last sees the last
+    ):  # SDPA without a mask takes the first query to see the first key alone; here the last sees the last
         rest["allow_is_causal_skip"] = False
     made: Tensor | None = sdpa_mask(**given, mask_function=mask_function, **rest)
     return made
