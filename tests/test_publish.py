@@ -149,6 +149,28 @@ def test_folders_and_secrets_stay_at_home(out: Path, tmp_path: Path) -> None:
     assert named.evaluation_id == published.run.evaluation_id, "the weights say which model it is"
 
 
+def test_arguments_that_change_answers_tell_runs_of_the_same_weights_apart(out: Path) -> None:
+    runs = []
+    for argument in ("", "think_end_token", "num_beams_of_another"):
+        edit_results(out, lambda run, name=argument: run["config"]["model_args"].update({name: "x"} if name else {}))
+        runs.append(prepare(out).run)
+        edit_results(out, lambda run, name=argument: run["config"]["model_args"].pop(name, None))
+    plain, thinking, other = runs
+    assert "think_end_token=x" in thinking.command
+    assert thinking.evaluation_id != plain.evaluation_id
+    assert other.evaluation_id == plain.evaluation_id, "weights stand for how they were loaded"
+
+
+@pytest.mark.parametrize("bound", ["MAX_LINE", "MAX_LINES", "MAX_FILE"])
+def test_what_a_reader_would_not_take_is_not_published(
+    bound: str, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit, bound, 3)
+    assert publish(out.parent, tmp_path / "results") == 1
+    assert "publish a part of the run" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
 def test_paths_are_known_by_their_look() -> None:
     for path in ("/a/b", "~/b", "./b", "../a/b", "C:\\a\\b", "a/c/b", "/a/b/"):
         assert strip_paths(path) == "b", path

@@ -63,6 +63,13 @@ def test_attention_that_picks_its_keys_is_left_as_it_is(kind: str, picked: int) 
     assert find_reach(ours._reader.forward, 8) > picked
 
 
+def test_a_drawn_answer_needs_no_check_of_attention_that_picks() -> None:
+    ours = HFExtrapolate(pretrained=make_picking("deepseek_v32", 16), tokenizer=make_tokenizer("bpe"), trained_length=LENGTH)
+    asked = {"until": ["@@@"], "max_gen_toks": 3, "do_sample": True, "temperature": 1.0}
+    request = Instance("generate_until", {}, ("The old farmer carried a box near the river. " * 2, asked), 0, ("t", 0, 1))
+    assert ours.generate_until([request], disable_tqdm=True) != [""]
+
+
 def test_prompts_of_no_more_tokens_than_are_picked_share() -> None:
     ours = hold_to_hf(make_picking("deepseek_v32", 200), draw_prompts(40, 120, 150), chunk=64)
     assert ours._reader.sharing.make is not None
