@@ -131,10 +131,16 @@ def test_of_a_family_that_is_not_seen_the_reason_is_said_and_no_number(family: s
 
 def test_a_row_that_does_not_give_what_the_attention_put_out_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A family with something in its scores that is not known here."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     from harness_ext.models import pieces
 
-    own = pieces.attend
-    monkeypatch.setattr(pieces, "attend", lambda m, q, k, v, mask, **rest: own(m, q * 1.05, k, v, mask, **rest))
+    def change(attend: Any) -> Any:
+        return lambda m, q, k, v, mask, **rest: attend(m, q * 1.05, k, v, mask, **rest)
+
+    monkeypatch.setattr(pieces, "attend", change(pieces.attend))
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", change(sdpa_attention_forward))
     seen, _ = watched(build("llama"), prompts()[:3])
     assert "is not what softmax(q·Kᵀ) gives" in seen.why_not
 
