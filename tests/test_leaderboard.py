@@ -173,6 +173,8 @@ def test_a_run_made_again_leaves_every_record_as_it_was(
 
 def test_a_site_is_never_built_over_the_records_it_is_made_of(tmp_path: Path) -> None:
     written, _ = write_run(tmp_path / "records", make_run())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "index.js").touch()  # of an earlier site
     (tmp_path / "elsewhere" / "records").mkdir(parents=True)
     (tmp_path / "elsewhere" / "records" / "mine.jsonl").write_text("{}")
     for folder in (tmp_path, tmp_path / "elsewhere"):
