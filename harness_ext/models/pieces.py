@@ -84,9 +84,8 @@ def mask(
     if plain and int(kv_offset) == 0 and int(q_offset) + q_length == kv_length:
         return None
     given = {"q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset}
-    if (
-        1 < q_length != kv_length
-    ):  # SDPA without a mask takes the first query to see the first key alone; here the last sees the last
+    # Without a mask, SDPA takes the first query to see the first key alone, as in a cache of one size for all; here the last sees the last.
+    if 1 < q_length != kv_length:
         rest["allow_is_causal_skip"] = False
     made: Tensor | None = sdpa_mask(**given, mask_function=mask_function, **rest)
     return made
