@@ -227,7 +227,7 @@ class ExtrapolateTask(SweepTask):
 
     def _prompts(self, view: ModelView, chat_template: Callable[..., str] | None, system: str | None) -> Prompts:
         generation = self.config.generation_kwargs
-        if chat_template is not None and generation is not None and generation["until"] == UNTIL:
+        if chat_template is not None and generation is not None and generation.get("until") == UNTIL:
             generation = {**generation, "until": []}  # an answer in chat has its own end, and may have paragraphs before it
         return Prompts(
             self.spec, self.haystack, Frame(view=view, chat_template=chat_template, system=system, generation=generation)
