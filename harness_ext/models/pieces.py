@@ -10,10 +10,11 @@ all that its mask leaves, and is one piece.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -74,6 +75,17 @@ def remove(model: Any) -> bool:
         return False
     model.set_attn_implementation("sdpa")
     return True
+
+
+@contextlib.contextmanager
+def set_aside(model: Any) -> Iterator[None]:
+    """Within it SDPA attends, where this is in its place."""
+    was_there = remove(model)
+    try:
+        yield
+    finally:
+        if was_there:
+            model.set_attn_implementation(NAME)
 
 
 def mask(

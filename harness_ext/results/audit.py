@@ -128,17 +128,17 @@ def find_obstacle(published: PublishedRun) -> str:
 def audit_records(published: PublishedRun) -> list[str]:
     """What keeps records from being published: what a reader would refuse in them."""
     content = to_bytes(published)
-    lines = content.decode().splitlines()
+    lines = content.splitlines()
     found = []
     if len(lines) > MAX_LINES or len(content) > MAX_FILE:
         found.append(
             f"{len(lines)} records of {len(content)} bytes; expected at most {MAX_LINES} of {MAX_FILE}: publish a part of the run"
         )
     for number, line in enumerate(lines, 1):
-        if len(line.encode()) >= MAX_LINE:
+        if len(line) >= MAX_LINE:
             found.append(f"record {number}: {len(line)} bytes; expected fewer than {MAX_LINE}: publish a part of the run")
         try:
-            decode_record(line)
+            decode_record(line.decode())
         except ValueError as error:
             found.append(f"record {number}: {error}")
     return found or [f"record {line}: {message}" for line, message in audit_run(published, range(2, len(published.cells) + 2))]

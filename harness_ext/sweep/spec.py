@@ -17,8 +17,8 @@ HOST_FIELDS = frozenset({"task", "class", "tag", "task_alias", "metadata"})
 """Fields of the YAML file that lm_eval reads."""
 RUN_FIELDS = ("multiples", "lengths", "depths", "buckets", "samples", "seed", "haystack", "controls", "arms", "attention")
 """Fields that `--metadata` may change for one run, in the tasks that have them."""
-MODEL_FIELDS = ("trained_length", "tokenizer", "tokenizer_backend")
-"""Others there, which say what is known of the model (`model_view`) or how it splits text."""
+MODEL_FIELDS = ("trained_length", "tokenizer")
+"""Others there, which say what is known of the model (`model_view`)."""
 ARMS = ("long", "stretched", "packed", "shifted", "emptied", "packed_emptied", "other_text", "distractors")
 """Of an experiment on why a score falls; see `arms`."""
 MULTIPLES = (0.5, 1, 2, 4, 8)
