@@ -220,7 +220,7 @@ def print_points(replicates: int) -> None:
     for haystacks, correlation in itertools.product(HAYSTACKS, CORRELATIONS):
         truths = rng.uniform(0.02, 0.98, replicates)
         answers = draw_alike(rng, truths, haystacks, DEPTHS, correlation)
-        methods = {"ours": list_intervals(answers), **list_dropped(rng, answers)}
+        methods: dict[str, Sequence[Interval | None]] = {"ours": list_intervals(answers), **list_dropped(rng, answers)}
         for method, intervals in methods.items():
             width = float(np.median([ends[1] - ends[0] for ends in intervals if ends]))
             rows[method, haystacks].append((count_covered(intervals, truths.tolist()), width))

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -115,7 +116,9 @@ def main() -> None:
     parser.add_argument("--smollm2", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "parity")
     given = parser.parse_args()
-    asked = [("reference/rope", resolve("reference/rope"), ["float32"], {"lengths": [128, 256, 512], "samples": 4, "depths": 3})]
+    asked: list[tuple[str, str, list[str], dict[str, Any]]] = [
+        ("reference/rope", resolve("reference/rope"), ["float32"], {"lengths": [128, 256, 512], "samples": 4, "depths": 3})
+    ]
     if given.smollm2:
         few = {"lengths": [512, 1024], "samples": 1, "depths": 2}
         asked.append((given.smollm2.name, str(given.smollm2), ["float32", "bfloat16"], few))

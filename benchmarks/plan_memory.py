@@ -73,7 +73,7 @@ def measure(path: str, tokens: int, scored: int, options: dict[str, Any]) -> tup
 
     from harness_ext.models import demand
     from harness_ext.models.hf import HFExtrapolate
-    from harness_ext.models.rehearsal import rehearsing
+    from harness_ext.models.rehearsal import Rehearsal, rehearsing
     from harness_ext.plan import weigh
 
     lm = HFExtrapolate(pretrained=path, device="cpu", **options)
@@ -86,12 +86,14 @@ def measure(path: str, tokens: int, scored: int, options: dict[str, Any]) -> tup
     before = read_peak()
     lm._loglikelihood_tokens(requests, disable_tqdm=True)
     measured = read_peak() - before
+    assert lm._reader.sharing is not None
     make = lm._reader.sharing.make
     with rehearsing(lm):
+        assert isinstance(lm._reader, Rehearsal)
         lm._loglikelihood_tokens(requests, disable_tqdm=True)
         rehearsed = lm._reader.end()
     costs = demand.measure(lm._reader.forward, make, chunk=lm._reader.chunk, longest=tokens - 1, generates=False)
-    needs = weigh(rehearsed.pieces, costs, whole=make is None)
+    needs = weigh(rehearsed.pieces, costs, whole=make is None, lanes=1)  # one prompt, which one lane reads
     return measured, needs["state_bytes"] + needs["reading_bytes"]
 
 

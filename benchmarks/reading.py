@@ -73,7 +73,7 @@ def load(subject: Subject, batch_size: int = 1) -> tuple[Any, Any]:
     from harness_ext.model_view import resolve
     from harness_ext.models.hf import HFExtrapolate
 
-    options = {"dtype": subject.dtype, "device": subject.device, "batch_size": batch_size}
+    options: dict[str, Any] = {"dtype": subject.dtype, "device": subject.device, "batch_size": batch_size}
     ours = HFExtrapolate(pretrained=subject.model, **options)
     theirs = HFLM(pretrained=resolve(subject.model), max_length=2**20, **options)
     return theirs, ours
@@ -190,7 +190,7 @@ def compare_generated_alone(_: str, subject: Subject) -> dict[str, Any]:
     prompts = [" ".join(rng.choice(words) for _ in range(rng.randrange(20, 80))).capitalize() for _ in range(32)]
     options = {"until": ["@@@"], "max_gen_toks": 48}
     requests = [Instance("generate_until", {}, (prompt, options), number) for number, prompt in enumerate(prompts)]
-    return answer(subject, lambda lm: requests, pairs=2)
+    return answer(subject, lambda lm: requests, pairs=4)
 
 
 def answer(subject: Subject, ask: Callable[[Any], list[Any]], pairs: int = 1) -> dict[str, Any]:
@@ -243,11 +243,11 @@ def compare_bare(_: str, subject: Subject) -> dict[str, Any]:
             ours.model(torch.tensor([tokens], device=subject.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     seconds: dict[str, list[float]] = {"bare": [], "one_lane": [], "ours": []}
-    for _ in range(2):
+    for _turn in range(2):
         seconds["bare"].append(round(timed(run_bare)[0], 2))
-        for name, most in (("one_lane", 1), ("ours", foresight.MOST_LANES)):
+        for way, most in (("one_lane", 1), ("ours", foresight.MOST_LANES)):
             own, foresight.MOST_LANES = foresight.MOST_LANES, most
-            seconds[name].append(round(timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))[0], 2))
+            seconds[way].append(round(timed(lambda: ours._loglikelihood_tokens(requests, disable_tqdm=True))[0], 2))
             foresight.MOST_LANES = own
     best = {name: min(taken) for name, taken in seconds.items()}
     return {
@@ -383,7 +383,7 @@ def run_kernels(lm: Any, schedule: Any, *, attends: bool = True) -> None:
 
     lanes = reader._split(schedule)
     run(lanes.first)
-    run_threads([lambda steps=steps: run(steps) for steps in lanes.parts], len(lanes.parts))
+    run_threads([functools.partial(run, steps) for steps in lanes.parts], len(lanes.parts))
 
 
 def list_weights(modules: list[torch.nn.Module]) -> list[torch.Tensor]:
@@ -553,7 +553,7 @@ def measure_here(row: str, subject: Subject) -> tuple[str, bool]:
 
 def measure(row: str, subject: Subject) -> dict[str, Any]:
     """A row, with what it was measured on."""
-    on = {"threads": torch.get_num_threads()}
+    on: dict[str, Any] = {"threads": torch.get_num_threads(), "vectors": torch.backends.cpu.get_cpu_capability()}
     if subject.device != "cpu":
         on = {"card": torch.cuda.get_device_name(), "dtype": subject.dtype, "torch": torch.__version__}
     return {"row": row, **on, **ROWS[row](row, subject)}

@@ -87,7 +87,7 @@ def draw_tokens(model: Any, count: int) -> Tensor:
 def runnable(model: Any) -> int:
     """`LONGEST` times the trained length in tokens, or the position table's end where that comes first."""
     limit = positions.read_hard_limit(model.config, model)
-    longest = LONGEST * model.config.max_position_embeddings
+    longest: int = LONGEST * model.config.max_position_embeddings
     return min(longest, limit.tokens) if limit else longest
 
 

@@ -158,6 +158,7 @@ def main() -> None:
         "dtype": options.dtype,
         "prefix_caching": options.prefix_caching,
         "threads": options.threads,
+        "vectors": sys.modules["torch"].backends.cpu.get_cpu_capability(),
         "start_seconds": round(time.perf_counter() - began, 3),
         "prompts": len(requests),
         "prompt_tokens": sum(len(context) for context, _ in requests),

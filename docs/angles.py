@@ -275,7 +275,7 @@ def draw_circles(case: Case) -> alt.LayerChart:
     rows = []
     edges = [multiple for multiple in GRID if multiple >= 0.5]
     for low, high in itertools.pairwise(edges):
-        length = min(case.circles, key=lambda length, high=high: abs(length - high * _trained(case)))
+        _, length = min((abs(length - high * _trained(case)), length) for length in case.circles)
         for pair, share in enumerate(case.circles[length].find_unseen(length)):
             rows.append({"multiple": low, "end": high * OVERLAP, "pair": pair, "bottom": pair + 1.04, "new": share})
     seen = case.circles[min(case.circles)].seen

@@ -7,6 +7,7 @@ from those files: why_verdicts.py holds the rules, why_claims.py the claims and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def sum_up(evidence: Evidence) -> str:
     return "\n".join([f"Of the {len(MODELS)} models", "", *said])
 
 
-def _having(outcomes: Mapping[str, set[str]], wanted: set[str]) -> list[str]:
+def _having(outcomes: Mapping[str, AbstractSet[str]], wanted: AbstractSet[str]) -> list[str]:
     return [model for model, found in outcomes.items() if found == wanted]
 
 

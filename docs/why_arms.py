@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import altair as alt
 
@@ -133,10 +134,12 @@ def check_construction(experiments: Sequence[Experiment]) -> Iterator[tuple[str,
 
 def show_far(one: Experiment) -> str:
     """A table of the arms that were run without the sweep."""
-    scores = {(point.arm, point.multiple): point for point in one.curve.arms if point.score_details}
-    multiples = sorted({multiple or 0 for _, multiple in scores})
-    arms = [arm for arm in TITLES if any(name == arm for name, _ in scores)]
-    rows = [[arm, *(_show(scores.get((arm, multiple))) for multiple in multiples)] for arm in arms]
+    points: dict[tuple[str, float], ArmPoint] = {
+        (point.arm, point.multiple or 0): point for point in one.curve.arms if point.score_details
+    }
+    multiples = sorted({multiple for _, multiple in points})
+    arms = [arm for arm in TITLES if any(name == arm for name, _ in points)]
+    rows = [[arm, *(_show(points.get((arm, multiple))) for multiple in multiples)] for arm in arms]
     return lay_out([f"{one.name}, exact in percent", *(f"{multiple:g}×" for multiple in multiples)], rows)
 
 
@@ -167,11 +170,11 @@ def draw_arms(experiments: Sequence[Experiment]) -> alt.ConcatChart:
     """A panel a model, a line an arm."""
     panels = []
     for one in experiments:
-        points = [
+        points: list[dict[str, Any]] = [
             {"multiple": point.multiple, "score": point.score_details.score, "arm": arm, **_ends(point)}
             for arm in SHOWN
-            for point in (one.curve.points if arm == "long" else one.curve.arms)
-            if (arm == "long" or point.arm == arm) and point.score_details and point.multiple and point.multiple >= 1
+            for point in (one.curve.points if arm == "long" else [point for point in one.curve.arms if point.arm == arm])
+            if point.score_details and point.multiple and point.multiple >= 1
         ]
         multiples = sorted({point["multiple"] for point in points})
         x = alt.X("multiple:Q", title=None).scale(type="log", base=2, nice=False, padding=10)

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from harness_ext.sweep import words
-from harness_ext.sweep.fit import Document, Filler, assemble, find_boundary
+from harness_ext.sweep.fit import Filler, assemble, find_boundary
 from harness_ext.sweep.haystack import GENERATED, open_haystack
-from harness_ext.sweep.needle import build_document, draw_distractors, draw_facts, draw_values
+from harness_ext.sweep.needle import Document, build_document, draw_distractors, draw_facts, draw_values
 from harness_ext.sweep.spec import TaskSpec, parse_spec
 
 TASKS = Path(__file__).parent.parent / "tasks"
