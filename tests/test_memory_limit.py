@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from harness_ext.models import cards, demand, foresight, machine
+from harness_ext.models import cards, demand, foresight, machine, onednn
 from harness_ext.models.forward import SMALLEST_CHUNK
 from harness_ext.models.hf import HFExtrapolate
 
@@ -183,9 +184,30 @@ def test_a_length_is_tried_where_there_is_room_for_what_a_process_takes_beyond_t
     room: float, outcome: str, wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare = foresight._strip(HFExtrapolate(pretrained=str(wide), device="cpu", trained_length=256)._reader)
-    need, (times, more) = cards.find_need(bare, 2047, SMALLEST_CHUNK), demand.SLACK["cpu"]
+    need = cards.find_need(bare, 2047, SMALLEST_CHUNK)
+    times, more = demand.find_slack(torch.device("cpu"), torch.float32)
     cells, _, _ = foresee(wide, evaluate, monkeypatch, int(room * (need.cache + times * need.reading + more)))
     assert [cell["outcome"] for cell in cells] == ["measured", "measured", "measured", outcome]
+
+
+def test_there_is_room_for_what_products_in_half_precision_leave_behind(wide: Path) -> None:
+    float32, bfloat16 = (
+        foresight._strip(HFExtrapolate(pretrained=str(wide), device="cpu", dtype=dtype)._reader)
+        for dtype in ("float32", "bfloat16")
+    )
+    assert foresight._weigh(bfloat16, 64, 64) - foresight._weigh(float32, 64, 64) > 300 * 2**20
+    assert foresight._weigh(bfloat16, 2**20, 64) < foresight._weigh(float32, 2**20, 64), "where the cache is most of it"
+
+
+def test_what_onednn_keeps_is_bounded_unless_the_user_has_bounded_it() -> None:
+    script = (
+        "import os; from harness_ext.models.hf import HFExtrapolate; HFExtrapolate(pretrained='reference/rope', device='cpu'); "
+        "print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'], os.environ['LRU_CACHE_CAPACITY'])"
+    )
+    free = {name: value for name, value in os.environ.items() if name not in onednn.KEPT}
+    for given, expected in (({}, ["256", "64"]), ({"LRU_CACHE_CAPACITY": "7"}, ["256", "7"])):
+        ran = subprocess.run([sys.executable, "-c", script], env={**free, **given}, stdout=subprocess.PIPE, text=True, check=True)
+        assert ran.stdout.split() == expected
 
 
 def test_what_will_not_fit_is_tried_where_the_user_says_so(wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from conftest import build
 from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness_ext.models import kernels, pieces
 from harness_ext.models.forward import Forward
@@ -116,7 +117,7 @@ def test_attention_in_pieces_is_found_out_like_any_other_and_kept_where_it_is_th
 
 
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2), (8, 1)])
-@pytest.mark.parametrize(("tokens", "past"), [(1, 30), (7, 1), (7, 30), (30, 7), (30, 0), (300, 0), (600, 100)])
+@pytest.mark.parametrize(("tokens", "past"), [(1, 30), (7, 1), (7, 30), (30, 7), (30, 0), (300, 0), (600, 100), (290, 45)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_in_pieces_is_softmax_over_all_keys_up_to_each_querys(
     heads: int, key_heads: int, tokens: int, past: int, dtype: torch.dtype
@@ -144,6 +145,48 @@ def attend_by_definition(
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
         scores = scores.masked_fill(~seen, float("-inf"))
     return torch.softmax(scores, dim=-1) @ value, scores.logsumexp(-1)
+
+
+@pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize(
+    ("tokens", "keys", "causal"), [(9, 9, True), (9, 23, True), (64, 64, True), (9, 50, False), (64, 33, False)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cpus_kernel_gives_softmax_and_its_weight_for_the_queries_it_is_given(
+    heads: int, key_heads: int, tokens: int, keys: int, causal: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, heads, tokens, 16), *torch.randn(2, 2, key_heads, keys, 16)
+    found = kernels.attend_on_cpu(*(states.to(dtype) for states in (query, key, value)), is_causal=causal, scale=0.3)
+    for one, expected in zip(found, attend_by_definition(query, key, value, is_causal=causal, scale=0.3), strict=True):
+        torch.testing.assert_close(one.float(), expected, atol=2e-6 if dtype == torch.float32 else 3e-2, rtol=0)
+
+
+class KernelCalls(TorchDispatchMode):
+    """Keeps how many queries and keys the CPU's kernel is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, int]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            self.sizes.add((args[0].shape[2], args[1].shape[2]))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def test_in_bfloat16_pieces_of_every_length_are_few_kinds_for_a_kernel_that_compiles_each() -> None:
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True
+    rng = random.Random(0)
+    with KernelCalls() as calls:
+        for _ in range(200):
+            tokens, past = rng.randrange(2, 500), rng.randrange(1, 900)
+            given = torch.randn(1, 4, tokens, 8), *torch.randn(2, 1, 2, past + tokens, 8)
+            pieces.attend(module, *(states.bfloat16() for states in given), None, scaling=0.3)  # type: ignore[arg-type]
+    assert len(calls.sizes) > 20
+    assert {size % kernels.STEPS[torch.bfloat16] for sizes in calls.sizes for size in sizes} == {0}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_next", "deepseek_v3", "gemma3", "mistral-window"])

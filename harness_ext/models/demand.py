@@ -27,7 +27,7 @@ from transformers import AutoConfig
 
 from harness_ext.errors import ModelError
 from harness_ext.model_view import first_line, resolve
-from harness_ext.models import machine, memory
+from harness_ext.models import machine, memory, onednn
 from harness_ext.models.forward import SCORES, Forward
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.rounding import ERRORS
@@ -42,7 +42,7 @@ STEPS = 8
 """Tokens generated to measure a step."""
 SLACK = {"cpu": (1.5, 8 * 2**20)}
 """Device → what the C library's allocator holds over what it was asked for: so many times as much, and so many bytes. On Linux, blocks below
-32 MiB leave holes; how large they are was measured (`docs/decisions.md`). Torch's own allocator on other devices leaves a few per cent."""
+32 MiB leave holes; how large they are was measured (`docs/decisions.md`). Torch's own allocator on other devices leaves a few per cent. See `find_slack`."""
 ELSEWHERE = (
     *("quantization_config", "load_in_8bit", "load_in_4bit", "gguf_file", "autogptq", "gptqmodel"),
     *("device_map", "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder"),
@@ -95,7 +95,7 @@ class Demand:
     bytes: Surface
     """Of all tensors beside the model and the states."""
     slack: tuple[float, int]
-    """The device's in `SLACK`."""
+    """What `find_slack` found."""
     seconds: Surface
     scored_bytes: int
     """For each position that is scored, up to `most_scored` of them at once."""
@@ -126,6 +126,12 @@ class Demand:
         read, middle = self.seconds, stop + budget / 2
         step = self.step_seconds + (rows - 1) * read.token + rows * middle * (read.held + read.pair)
         return read.at(rows, start, stop) + self.scored_seconds * scored + step * max(0, budget - 1)
+
+
+def find_slack(device: torch.device, dtype: torch.dtype) -> tuple[float, int]:
+    """What is held over what a forward's tensors take: so many times as much, and so many bytes."""
+    times, more = SLACK.get(device.type, (1.0, 0))
+    return times, more + onednn.count_kept(device, dtype)
 
 
 def count_weights(model: Any) -> int:
@@ -225,7 +231,7 @@ class _Probe:
             state_fixed=fixed,
             state_token=token,
             bytes=_fit(self.probed, [piece.bytes for piece in self.probed]),
-            slack=SLACK.get(self.forward.device.type, (1.0, 0)),
+            slack=find_slack(self.forward.device, self.forward.dtype),
             seconds=_fit(self.probed, [piece.seconds for piece in self.probed]),
             # the logits, those of the scored positions, and in float32 those and their logarithms
             scored_bytes=self.forward.vocabulary * (2 * wide + (4 if wide == 4 else 8)),

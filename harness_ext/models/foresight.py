@@ -17,7 +17,7 @@ import torch
 from harness_ext.errors import ModelError
 from harness_ext.models import machine
 from harness_ext.models.cards import find_need, guess_token
-from harness_ext.models.demand import SLACK
+from harness_ext.models.demand import find_slack
 from harness_ext.models.forward import SCORES, SMALLEST_CHUNK
 from harness_ext.models.inspection import build_without_weights
 from harness_ext.models.reader import Reader
@@ -90,5 +90,5 @@ def _strip(reader: Reader) -> torch.nn.Module | None:
 
 def _weigh(bare: torch.nn.Module, size: int, chunk: int) -> int:
     """Bytes that a prompt may take beside the weights, read `chunk` at a time."""
-    need, (times, more) = find_need(bare, size, chunk), SLACK["cpu"]
+    need, (times, more) = find_need(bare, size, chunk), find_slack(torch.device("cpu"), next(bare.parameters()).dtype)
     return int(MARGIN * (need.cache + times * need.reading + more))

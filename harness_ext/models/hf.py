@@ -27,7 +27,7 @@ from harness_ext import placement, positions
 from harness_ext.cells import Limit, Placing, TrainedLength, Unmeasured
 from harness_ext.errors import ModelError, PromptTooLongError
 from harness_ext.model_view import check_fits, first_line, resolve
-from harness_ext.models import cards, checkpoint, foresight, pieces, probe, provenance
+from harness_ext.models import cards, checkpoint, foresight, onednn, pieces, probe, provenance
 from harness_ext.models.answering import AnsweringHFLM
 from harness_ext.models.extensions import rotary
 from harness_ext.models.extensions.effect import read_effect
@@ -106,6 +106,7 @@ class HFExtrapolate(AnsweringHFLM):
         self._rows = int(options["batch_size"]) if str(options.get("batch_size", "auto")).isdecimal() else 1
         if options.get("device_map"):  # which HFLM drops without a word where it is not told to `parallelize`
             options["parallelize"] = True
+        onednn.bound()
         super().__init__(name, max_length=max_length, **options)
         self.stop_appending_eos()
         if hasattr(self, "accelerator"):  # HFLM deals to the cards of one machine only: others would each run everything

@@ -20,6 +20,9 @@ LAST_SEES_LAST = 2
 """How the memory-efficient kernel is told that the last query sees the last key; `torch.nn.attention.bias` has the number."""
 ALIGNED = 8
 """Numbers of a head that a card's kernels take at a time; heads of other widths are filled up with zeros."""
+STEPS = {torch.bfloat16: 32}
+"""Type → of how many queries, and keys before them, the CPU's kernel is given a multiple; 1 of other types. Where a processor multiplies tiles of
+numbers (AMX), PyTorch 2.13 compiles a kernel for each count of queries and of keys that its blocks leave over, in each thread, and keeps them all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +33,23 @@ class Kernel:
     """(query (rows, heads, queries, head_dim), key and value (rows, key heads, keys, head_dim), is_causal=, scale=) → outputs as the query, and the
     log-sum-exps of its scores (rows, heads, queries). Where it `is_causal`, the last query sees the last key, and each before it one key fewer."""
     square: bool
-    """Whether it is causal for as many queries as keys alone."""
+    """Whether it computes what is masked, too: long pieces are cut into squares."""
 
 
 def attend_on_cpu(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:
-    """As `Kernel.run`: the flash kernel of the CPU."""
+    """As `Kernel.run`: the flash kernel of the CPU, which is causal for as many queries as keys alone: others stand in for those that lack."""
     if key.shape[1] != query.shape[1]:
         key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    tokens = query.shape[2]
+    before = key.shape[2] - tokens if is_causal else 0
+    after = -(before + tokens) % STEPS.get(query.dtype, 1)
+    if before or after:
+        query = F.pad(query, (0, 0, before, after))
+    if after and is_causal:
+        key, value = (F.pad(states, (0, 0, 0, after)) for states in (key, value))
     outputs, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, is_causal=is_causal, scale=scale)
-    return outputs, sums
+    asked = slice(before, before + tokens)
+    return outputs[:, :, asked], sums[:, :, asked]
 
 
 def attend_on_card(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float | None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from harness_ext.models import last_layer
-from harness_ext.models.kernels import KERNELS
+from harness_ext.models.kernels import KERNELS, STEPS
 
 NAME = "sdpa#pieces"
 """Before the mark: what it computes."""
@@ -165,10 +165,10 @@ def _attend_all(
         return whole
     if not kernel.square:
         return kernel.run(query, key, value, is_causal=True, scale=scaling)[0].transpose(1, 2).contiguous()
-    outputs = []
+    outputs, step = [], STEPS.get(query.dtype, 1)
     for start in range(0, tokens, SQUARE):
-        stop = past + min(start + SQUARE, tokens)
-        own, far = slice(past + start, stop), slice(past + start)
+        first, stop = (past + start) // step * step, past + min(start + SQUARE, tokens)
+        own, far = slice(first, stop), slice(first)
         queries = query[:, :, start : start + SQUARE]
         outputs.append(_attend(queries, key[:, :, own], value[:, :, own], key[:, :, far], value[:, :, far], scaling))
     return torch.cat(outputs, dim=1)
