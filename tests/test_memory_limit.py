@@ -174,12 +174,12 @@ def test_what_a_container_will_not_hold_is_marked_before_it_ends_the_process(
 def test_only_smaller_pieces_are_read_where_larger_ones_would_end_the_process(
     wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells, lm, _ = foresee(wide, evaluate, monkeypatch, 700 * 2**20)
+    cells, lm, _ = foresee(wide, evaluate, monkeypatch, 780 * 2**20)
     assert {cell["outcome"] for cell in cells} == {"measured"}
     assert lm._reader.describe()["chunk"] < 512
 
 
-@pytest.mark.parametrize(("room", "outcome"), [(1.1, "out_of_memory"), (1.3, "measured")])
+@pytest.mark.parametrize(("room", "outcome"), [(1.25, "out_of_memory"), (1.4, "measured")])
 def test_a_length_is_tried_where_there_is_room_for_what_a_process_takes_beyond_the_plan(
     room: float, outcome: str, wide: Path, evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

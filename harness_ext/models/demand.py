@@ -191,7 +191,7 @@ def measure(forward: Forward, make: Make | None, *, chunk: int, longest: int, ge
 
     What it leaves out: what kernels hold inside themselves (but on CUDA), what transformers' own cache takes to grow while an answer is
     generated, a second device's share, and the seconds of scheduling. One row was read: each more is taken to cost as much.
-    With the allocator's holes (`SLACK`) added, twelve cases came out from 14 % below to 24 % above what a process took on the CPU
+    With the allocator's holes (`SLACK`) added, twelve cases came out from 22 % below to 67 % above what a process took on the CPU, but for what is planned for oneDNN in half precision
     (`python benchmarks/plan_memory.py`; what a process takes differs from run to run by as much).
 
     Raises ModelError where not even these pieces fit into memory.
