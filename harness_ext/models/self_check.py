@@ -71,10 +71,14 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
             (f"{kept}; {short}", functools.partial(Cuttable, attentions=attentions)),
             (forks, functools.partial(Cuttable, forks=True)),
         ]
-    found = []
+    found, most = [], max(most, FEWEST)
+    reach = min(find_reach(forward, trained), most)
+    room = max(TOKENS, reach if reach <= FAR else 0)  # of what is read: more would be asked of the memory for nothing
     for name, make in kinds:
         try:
-            times = _compare(forward, functools.partial(make, 2 * FAR), trained, max(most, FEWEST))
+            times = max(
+                _compare(forward, functools.partial(make, room), most), *_compare_far(forward, functools.partial(make, room), reach)
+            )
         except ERRORS as error:
             found.append(f"{name}: {type(error).__name__}: {first_line(error)}")
             continue
@@ -95,7 +99,7 @@ def _count_attentions(forward: Forward) -> int:
 
 
 @torch.inference_mode()
-def _compare(forward: Forward, make: Callable[[], State], trained: int, most: int) -> float:
+def _compare(forward: Forward, make: Callable[[], State], most: int) -> float:
     """How far reading in pieces is from reading at once, at the worst, in responses to a shake.
 
     At once is read under SDPA itself, which a family may look for by its name.
@@ -122,7 +126,7 @@ def _compare(forward: Forward, make: Callable[[], State], trained: int, most: in
             rows = read_in_chunks(forward, several, both, half)
             times += [branch.measure(row[None], last=count - half) for row in rows]
     times.append(branch.measure(read_in_chunks(forward, aside, parted[:, half:], half), last=count - half))
-    return max(times + _compare_far(forward, make, trained, most))
+    return max(times)
 
 
 def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
@@ -132,11 +136,11 @@ def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
     return read_in_chunks(forward, state, tokens[:, before:], 1)
 
 
-def _compare_far(forward: Forward, make: Callable[[], State], trained: int, most: int) -> list[float]:
+@torch.inference_mode()
+def _compare_far(forward: Forward, make: Callable[[], State], reach: int) -> list[float]:
     """The same past the trained length and past a window, by reading as far, or at positions as far."""
-    reach = min(find_reach(forward, trained), most)
     if reach <= TOKENS:
-        return []
+        return [0.0]
     if reach <= FAR:
         tokens = draw(forward, reach)
         with pieces.set_aside(forward.model):
@@ -145,7 +149,7 @@ def _compare_far(forward: Forward, make: Callable[[], State], trained: int, most
         forward(tokens[:, :before], state, ())
         return [plain.measure(_read_end(forward, state, tokens[:, before:], TOKENS), last=TOKENS)]
     if "rotary" not in read_schemes(forward.model.config, forward.model) or not forward.takes_positions:
-        return []
+        return [0.0]
     positions = torch.arange(reach - TOKENS, reach)[None]
     tokens = draw(forward, TOKENS)
     with pieces.set_aside(forward.model):
