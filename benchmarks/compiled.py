@@ -13,8 +13,8 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import torch
 import torch.nn.functional as F
 
@@ -28,10 +28,9 @@ OWN = dict.fromkeys(onednn.KEPT, "1024")
 
 
 def read_resident() -> int:
-    """KiB, after the C library gave back what it did not use."""
+    """Bytes, after the C library gave back what it did not use."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1])
+    return int(psutil.Process().memory_info().rss)
 
 
 def attend(dtype: torch.dtype, *, in_pieces: bool) -> None:
@@ -78,7 +77,7 @@ def main() -> None:
     dtype = getattr(torch, given.dtype)
     before = read_resident()
     WAYS[given.way](dtype)
-    grown = round((read_resident() - before) / 1024)
+    grown = round((read_resident() - before) / 2**20)
     on = {"threads": torch.get_num_threads(), "vectors": torch.backends.cpu.get_cpu_capability(), "dtype": given.dtype}
     print(json.dumps({"row": given.way, **on, "mebibytes": grown}))
 

@@ -77,6 +77,7 @@ def find_tasks(manager: ModuleType) -> None:
 
     @functools.wraps(wrapped)
     def init(*args: Any, **kwargs: Any) -> None:
+        """lm_eval's, with our folder among those that it looks into."""
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments.get("include_path") or []
         paths = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -116,6 +117,7 @@ def tell_tasks_their_model(evaluator: ModuleType) -> None:
 
     @functools.wraps(simple)
     def simple_evaluate(*args: Any, **kwargs: Any) -> Any:
+        """lm_eval's, once an embedded model has not been asked for under another backend's name."""
         bound = asked.bind(*args, **kwargs)
         given, model = bound.arguments, bound.arguments.get("model")
         names = given.get("tasks") or []
@@ -189,6 +191,7 @@ def prepare_command_line(module: ModuleType) -> None:
 
     @functools.wraps(process_tasks)
     def process_tasks_here(self: Any, metadata: dict[str, Any] | None = None) -> Any:
+        """lm_eval's, with broken task files named first."""
         given = [self.tasks] if isinstance(self.tasks, str) else self.tasks or []
         asked = [name for task in given for name in (task.split(",") if isinstance(task, str) else [task])]
         for name in asked:

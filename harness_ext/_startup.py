@@ -50,6 +50,7 @@ class _Finder:
     """Finds nothing itself: asks the other finders, and wraps the loader of a module that is waited for."""
 
     def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None) -> "ModuleSpec | None":
+        """What the other finders find of a module that is waited for; None of any other."""
         function = HOOKS.get(name)
         if function is None:
             return None

@@ -248,6 +248,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         starts = [len(context) for _, context, _ in requests]
 
         def look(index: int, changed: bool) -> canary.Seen | Unmeasured:
+            """Log-probabilities of the answer's tokens, after the prompt or after one that begins otherwise."""
             ids, scored = sequences[index], slice(starts[index] - 1, -1)
             found = self._ask_echo(canary.change_ids(ids, self._special) if changed else ids)
             return found if isinstance(found, Unmeasured) else {str(at): one for at, one in enumerate(found.logprobs[scored])}
@@ -285,6 +286,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         check_fits(max(sizes), self.length_limits)
 
         def look(index: int, changed: bool) -> canary.Seen | Unmeasured:
+            """Log-probabilities of the likeliest first tokens, after the prompt or after one that begins otherwise."""
             ids, context = prompts[index], contexts[index]
             if changed:
                 context = JsonChatStr(_change_chat(context.prompt)) if self.chat else canary.change_text(context)
@@ -360,6 +362,7 @@ class ApiExtrapolate(LocalCompletionsAPI):
         over = threading.Event()
 
         def ask_one(index: int) -> Any:
+            """The answer to a prompt, or why it is not asked."""
             refused = self._ceiling.find(sizes[index])
             if over.is_set() or refused is not None:
                 return refused

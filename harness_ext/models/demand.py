@@ -215,6 +215,7 @@ class _Probe:
         self.probed: list[Probed] = []
 
     def measure(self, generates: bool, lanes: int) -> Demand:
+        """As the function of this name."""
         few = max(1, min(FEW, self.longest // 4))
         self._read(self._open(few), 0, few)  # what is done once only
         sizes = self._read_ever_more(few)

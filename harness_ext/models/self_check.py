@@ -73,12 +73,10 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
         ]
     found, most = [], max(most, FEWEST)
     reach = min(find_reach(forward, trained), most)
-    room = max(TOKENS, reach if reach <= FAR else 0)  # of what is read: more would be asked of the memory for nothing
     for name, make in kinds:
         try:
-            times = max(
-                _compare(forward, functools.partial(make, room), most), *_compare_far(forward, functools.partial(make, room), reach)
-            )
+            near = _compare(forward, functools.partial(make, TOKENS), most)  # and its states are gone before more is read
+            times = max(near, _compare_far(forward, make, reach))
         except ERRORS as error:
             found.append(f"{name}: {type(error).__name__}: {first_line(error)}")
             continue
@@ -137,24 +135,24 @@ def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _compare_far(forward: Forward, make: Callable[[], State], reach: int) -> list[float]:
+def _compare_far(forward: Forward, make: Callable[[int], State], reach: int) -> float:
     """The same past the trained length and past a window, by reading as far, or at positions as far."""
     if reach <= TOKENS:
-        return [0.0]
+        return 0.0
     if reach <= FAR:
         tokens = draw(forward, reach)
         with pieces.set_aside(forward.model):
             plain = read_whole(forward, tokens, last=TOKENS)
-        state, before = make(), min(reach // 2, reach - TOKENS)
+        state, before = make(reach), min(reach // 2, reach - TOKENS)
         forward(tokens[:, :before], state, ())
-        return [plain.measure(_read_end(forward, state, tokens[:, before:], TOKENS), last=TOKENS)]
+        return plain.measure(_read_end(forward, state, tokens[:, before:], TOKENS), last=TOKENS)
     if "rotary" not in read_schemes(forward.model.config, forward.model) or not forward.takes_positions:
-        return [0.0]
+        return 0.0
     positions = torch.arange(reach - TOKENS, reach)[None]
     tokens = draw(forward, TOKENS)
     with pieces.set_aside(forward.model):
         plain = read_whole(forward, tokens, positions)
-    return [plain.measure(read_in_chunks(forward, make(), tokens, CHUNKS[0], positions))]
+    return plain.measure(read_in_chunks(forward, make(TOKENS), tokens, CHUNKS[0], positions))
 
 
 def _read_end(forward: Forward, state: State, tokens: Tensor, last: int) -> Tensor:

@@ -109,6 +109,7 @@ def split(model: Any, name: str, near: int, sinks: int | None, turn: Callable[[T
         scaling: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        """Attention as transformers' interface has it."""
         groups = query.shape[1] // key.shape[1]
         tokens, keys = query.shape[2], key.shape[2]
         at = _positions(query, key, kwargs.get("position_ids"))

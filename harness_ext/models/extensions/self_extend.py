@@ -15,6 +15,7 @@ from harness_ext.models.extensions.method import Method, Setting, Subject
 
 
 def install(subject: Subject, setting: Setting) -> None:
+    """Puts far keys at positions in groups. Raises ModelError for a window or a group that cannot be."""
     window = int(setting.options["window"] or subject.trained // 2)
     longest = math.ceil(setting.factor * subject.trained)
     group = int(setting.options["group"] or max(1, math.ceil((longest - window) / max(1, subject.trained - window))))

@@ -52,6 +52,7 @@ def install(grow: Callable[[Tensor, int], Tensor]) -> Callable[[Subject, Setting
     """A method that makes every learned table of a model as long as the longest prompt."""
 
     def install_in(subject: Subject, setting: Setting) -> None:
+        """Makes the tables that long. Raises ModelError where one is offloaded."""
         for module in tables(subject.model):
             if module.weight.device.type == "meta":
                 raise ModelError(
