@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness_ext.models import kernels, pieces
+from harness_ext.models import kernels, pieces, self_check
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.self_check import find_state
+from harness_ext.models.state import Cuttable
 
 APART = {
     *("openai-gpt", "xlm", "reformer", "cpmant", "xlnet", "mamba", "falcon_mamba", "recurrent_gemma", "bamba", "minimax", "jamba"),
@@ -104,6 +106,29 @@ def test_what_a_family_can_go_on_from_is_found_out(family: str) -> None:
     if found.make is not None:
         assert found.make(0).cuts == (family not in COPIED), found.said
         assert found.make(0).alone == (family not in PAIRS), found.said
+
+
+def test_the_self_check_asks_for_room_for_what_it_reads_and_has_let_go_of_all_before_it_reads_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("llama")
+    forward = Forward(model, torch.device("cpu"))
+    rooms, held = list[int](), list[int]()
+    made = weakref.WeakSet[Any]()
+
+    class Noted(Cuttable):
+        """Notes how much room was asked for, and how many others were held then."""
+
+        def __init__(self, room: int, **options: Any) -> None:
+            rooms.append(room)
+            held.append(len(made))
+            made.add(self)
+            super().__init__(room, **options)
+
+    monkeypatch.setattr(self_check, "Cuttable", Noted)
+    assert self_check.find_state(forward, LENGTH, 4 * LENGTH).make is not None
+    assert max(rooms) == self_check.find_reach(forward, LENGTH) < 4 * LENGTH
+    assert held[rooms.index(max(rooms))] == 0
 
 
 @pytest.mark.parametrize("family", DECODERS)
