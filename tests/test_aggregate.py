@@ -229,7 +229,7 @@ def test_a_default_curve_takes_about_a_millisecond() -> None:
     make_curve(cells)
     best = math.inf
     for _ in range(20):
-        started = time.perf_counter()
+        started = time.process_time()
         make_curve(cells)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.process_time() - started)
     assert best < 0.005

@@ -492,6 +492,8 @@ MISBEHAVING = {
     "not a number": (Fault(say=not_a_number), "is nan"),
     "too long an answer": (Fault(wire=servers.send(b" " * (3 << 20))), "longer than"),
 }
+PATIENCE = {"late": 0.7, "never whole": 0.7}
+"""Seconds that an answer is waited for, where that is what is tested; elsewhere a slow moment of the machine is no fault."""
 
 
 @pytest.mark.parametrize("name", MISBEHAVING)
@@ -502,7 +504,7 @@ def test_a_prompt_without_an_answer_is_an_outcome_in_words_and_the_others_have_t
     with serve(model) as server:
         good = ask(server).loglikelihood(scored(7), disable_tqdm=True)
     with serve(model, Fault(wire=fault.wire, say=fault.say, least=180)) as server:
-        found = ask(server, max_retries=2, timeout=0.7).loglikelihood(scored(7), disable_tqdm=True)
+        found = ask(server, max_retries=2, timeout=PATIENCE.get(name, 20)).loglikelihood(scored(7), disable_tqdm=True)
     lost = [answer for answer in found if isinstance(answer, Unmeasured)]
     assert 0 < len(lost) < len(found)
     assert {answer.outcome for answer in lost} == {"backend_error"}
@@ -519,7 +521,8 @@ def test_a_fault_that_passes_is_asked_again_and_changes_no_score(name: str, mode
     with serve(model) as server:
         good = ask(server).loglikelihood(scored(7), disable_tqdm=True)
     with serve(model, Fault(wire=fault.wire, say=fault.say, least=100, times=2)) as server:
-        assert ask(server, max_retries=3, timeout=0.7).loglikelihood(scored(7), disable_tqdm=True) == good
+        lm = ask(server, max_retries=5, timeout=PATIENCE.get(name, 20))
+        assert lm.loglikelihood(scored(7), disable_tqdm=True) == good
         assert server.misbehaved == 2
 
 

@@ -272,12 +272,14 @@ def test_a_learned_table_grows_and_keeps_what_it_knew(family: str) -> None:
         model = build(family)
         before = logits(model, LENGTH)
         effect = extend(model, method)
-        assert torch.equal(logits(model, LONG)[:LENGTH], before)
+        assert torch.equal(logits(model, LENGTH), before)
+        assert_same(logits(model, LONG)[:LENGTH], before)  # other numbers of rows are rounded otherwise on some processors
         assert (effect.before["limit"], effect.after[LONG]["limit"]) == (LENGTH, LONG)
         with pytest.raises((IndexError, RuntimeError)):
             logits(model, LONG + 1)
         effect.prepare(LONG + 9, LONG + 9)  # once more, from the grown one
-        assert torch.equal(logits(model, LONG)[:LENGTH], before)
+        assert torch.equal(logits(model, LENGTH), before)
+        assert_same(logits(model, LONG)[:LENGTH], before)
     model = build(family)
     table = positions.tables(model)[0]
     offset, trained = positions.table_offset(table), table.weight.detach().clone()

@@ -131,6 +131,34 @@ def test_the_self_check_asks_for_room_for_what_it_reads_and_has_let_go_of_all_be
     assert held[rooms.index(max(rooms))] == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "times", "kind"), [("can't allocate memory", 1, 0), ("can't allocate memory", 2, 1), ("no", 1, 1)]
+)
+def test_memory_that_runs_out_once_in_the_self_check_tells_nothing_of_the_model(
+    said: str, times: int, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("llama")
+    assert pieces.install(model)
+    forward = Forward(model, torch.device("cpu"))
+    usual = self_check.find_state(forward, LENGTH, 2 * LENGTH)
+    failures = iter([RuntimeError(said)] * times)
+
+    class Failing(Cuttable):
+        """Cannot be made at first."""
+
+        def __init__(self, room: int, **options: Any) -> None:
+            for error in failures:
+                raise error
+            super().__init__(room, **options)
+
+    monkeypatch.setattr(self_check, "Cuttable", Failing)
+    found = self_check.find_state(forward, LENGTH, 2 * LENGTH)
+    assert usual.make is not None
+    assert found.make is not None
+    assert (found.make(0).forks, found.make(0).attentions > 0) == [(True, True), (False, True)][kind]
+    assert (found.said == usual.said) == (kind == 0)
+
+
 @pytest.mark.parametrize("family", DECODERS)
 def test_attention_in_pieces_is_found_out_like_any_other_and_kept_where_it_is_the_same(family: str) -> None:
     model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))

@@ -33,10 +33,10 @@ def test_wilsons_interval_is_scipys(count: tuple[int, int], confidence: float) -
 
 
 def test_the_intervals_of_a_million_cells_take_seconds() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for successes in range(100_000):
         wilson(successes % 101, 100)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @given(counts)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness_ext.model_view import first_line
-from harness_ext.models import last_layer, pieces
+from harness_ext.models import last_layer, memory, pieces
 from harness_ext.models.forward import Forward
 from harness_ext.models.rounding import ERRORS, TOLERANCE, draw, read_whole
 from harness_ext.models.state import Copied, Cuttable, State
@@ -74,17 +74,33 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
     found, most = [], max(most, FEWEST)
     reach = min(find_reach(forward, trained), most)
     for name, make in kinds:
-        try:
-            near = _compare(forward, functools.partial(make, TOKENS), most)  # and its states are gone before more is read
-            times = max(near, _compare_far(forward, make, reach))
-        except ERRORS as error:
-            found.append(f"{name}: {type(error).__name__}: {first_line(error)}")
+        times = _try(forward, make, most, reach)
+        if isinstance(times, str):
+            found.append(f"{name}: {times}")
             continue
         said = f"{name}: logits differ from one forward's by {times:.2g} times what one rounding of the embeddings does"
         if times <= TOLERANCE:
             return Finding(make=make, said=said)
         found.append(said)
     return Finding(make=None, said="; ".join(found))
+
+
+def _try(forward: Forward, make: Callable[[int], State], most: int, reach: int) -> float | str:
+    """How far reading in pieces is from reading at once, near and far; in words, why it cannot be done.
+
+    Where memory runs out, it is freed and all is tried once more: what was left of something before may have taken it.
+    """
+    why = ""
+    for _ in range(2):
+        try:
+            near = _compare(forward, functools.partial(make, TOKENS), most)  # and its states are gone before more is read
+            return max(near, _compare_far(forward, make, reach))
+        except ERRORS as error:
+            why, out = f"{type(error).__name__}: {first_line(error)}", memory.is_out(error)
+        if not out:
+            break
+        memory.free()
+    return why
 
 
 @torch.inference_mode()
