@@ -2,8 +2,8 @@
 
 Tokenizers that cut text into words before anything else (a `pre_tokenizer`: byte-level BPE, WordPiece, most SentencePiece
 conversions) treat each word by itself, so the tokens of a text are those of its sentences, wherever the pre-tokenizer cuts
-between them. Where it does is asked of the pre-tokenizer itself, at each kind of seam. Where it does not, or there is none,
-the whole text is tokenised. Either way the tokens are those of the whole final string.
+between them. Where it does is asked of the pre-tokenizer itself, at each kind of seam. Where it does not, or there is none, or
+where something else may span a seam (an added token, a class of one's own around the tokenizer), the whole text is tokenised. Either way the tokens are those of the whole final string.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 WINDOW = 4
 """Characters on each side of a seam, between a full stop and a space, that the pre-tokenizer is shown."""
 MARK = "\0"
+SEAM = ". "
 
 
 class TokenCount:
@@ -23,8 +24,13 @@ class TokenCount:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._fast = getattr(tokenizer, "backend_tokenizer", None)
-        if getattr(self._fast, "pre_tokenizer", None) is None or not hasattr(self._fast, "encode_batch_fast"):
+        if (
+            getattr(self._fast, "pre_tokenizer", None) is None
+            or not hasattr(self._fast, "encode_batch_fast")
+            or _is_changed(tokenizer)
+        ):
             self._fast = None
+        self._replaces = self._fast is not None and "Replace" in repr(self._fast.normalizer)
         self._sentences: dict[str, int] = {}
         self._ids: dict[str, list[int]] = {}
         self._heads: dict[str, str] = {}
@@ -81,7 +87,15 @@ class TokenCount:
         self._learn(rest)
         tails = itertools.chain([first[-WINDOW:]], map(self._tails.__getitem__, rest))
         seams = set(zip(tails, map(self._heads.__getitem__, rest), strict=False))
-        return [first, *rest] if all(itertools.starmap(self._cuts, seams)) else None
+        if not all(itertools.starmap(self._cuts, seams)) or (self._replaces and self._is_replaced([first, *rest], text)):
+            return None
+        return [first, *rest]
+
+    def _is_replaced(self, parts: Sequence[str], text: str) -> bool:
+        """Whether a normalizer that replaces patterns of any length makes something else of a whole text than of its parts."""
+        assert self._fast is not None
+        normalize = self._fast.normalizer.normalize_str
+        return bool(normalize(text) != "".join(map(normalize, parts)))
 
     def _learn(self, parts: Sequence[str]) -> None:
         """Tokenises those of `parts` that are new, each as it stands after a sentence."""
@@ -112,6 +126,14 @@ class TokenCount:
             [piece for piece, _ in self._fast.pre_tokenizer.pre_tokenize_str(text)] for text in (before, after, before + after)
         ]
         return pieces[0] + pieces[1] == pieces[2]
+
+
+def _is_changed(tokenizer: Any) -> bool:
+    """Whether tokens of a text are not those of its sentences whatever the pre-tokenizer does: a class that is not transformers' own may do anything to a
+    text before, and an added token that has the end of a sentence in it is found before all else.
+    """
+    own = type(tokenizer)._encode_plus.__module__.startswith("transformers.")
+    return not own or any(SEAM in token for token in tokenizer.get_added_vocab())
 
 
 def count_appended(tokenizer: Any) -> int:

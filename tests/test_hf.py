@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from families import LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from scripted import curve
+from tokenizers import processors
 from tokenizers_here import make_tokenizer
 
 from harness_ext.errors import ModelError, PromptTooLongError
@@ -189,6 +191,112 @@ def test_an_eos_that_the_tokenizer_appends_does_not_stand_before_the_answer(kind
     assert context + answer == tokenizer.encode("What is the box? The box")[:-1]
     assert tokenizer.decode(answer).strip().lower() == "the box"
     assert model.tok_batch_encode(["What is"])[0].tolist() == [tokenizer.encode("What is")[:-1]]
+
+
+def watch_generate(model: HFExtrapolate, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The prompts that generation is given from now on, without padding."""
+    seen: list[list[int]] = []
+    generate = model._model_generate
+
+    def watched(context: Any, *given: Any, **options: Any) -> Any:
+        seen.extend(row[kept > 0].tolist() for row, kept in zip(context, options["attention_mask"], strict=True))
+        return generate(context, *given, **options)
+
+    monkeypatch.setattr(model, "_model_generate", watched)
+    return seen
+
+
+def generate(model: Any, texts: list[str], **asked: Any) -> list[str]:
+    asked = {"until": ["@@@"], "max_gen_toks": 5, **asked}
+    requests = [Instance("generate_until", {}, (text, dict(asked)), 0, ("t", 0, 1)) for text in texts]
+    return list(model.generate_until(requests, disable_tqdm=True))
+
+
+def make_ending(begins: bool) -> Any:
+    """A tokenizer that puts something after each text."""
+    tokenizer = copy.deepcopy(make_tokenizer("sentencepiece"))
+    special = [("<s>", 0), ("</s>", 1)]
+    template = "<s> $A </s>" if begins else "$A </s>"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    return tokenizer
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize(
+    "text", ["The old farmer carried a box near the river. ", "<s>The old farmer carried a box near the river. "]
+)
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"batch_size": 2}])
+def test_an_answer_is_generated_from_all_of_its_prompt_and_nothing_else(
+    begins: bool, text: str, options: dict[str, Any], saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = HFExtrapolate(
+        pretrained=str(saved("llama")),
+        tokenizer=make_ending(begins),
+        device="cpu",
+        dtype="float32",
+        trained_length=LENGTH,
+        **options,
+    )
+    seen = watch_generate(model, monkeypatch)
+    texts = [text + "Nobody knows what is in the box. " * count for count in (12, 11)]
+    assert len(generate(model, texts)) == 2
+    bare = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    front = [0] if begins and not text.startswith("<s>") else []
+    assert seen == [front + ids for ids in bare]
+
+
+@pytest.mark.parametrize("family", ["mamba2", "llama"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "asked", [{"num_beams": 2}, {"do_sample": True, "temperature": 1.0}, {"exponential_decay_length_penalty": (2, 1.5)}]
+)
+def test_beams_and_drawn_answers_are_hfs(family: str, rows: int, asked: dict[str, Any], saved: Any) -> None:
+    if rows > 1 and "exponential_decay_length_penalty" in asked:
+        pytest.skip("hf goes on past a row's end until all have ended")
+    texts = ["A box.", "The old car.", "A man ran.", "The box.", "The old car that ran.", "A hat.", "It ran."]
+    given = {"pretrained": str(saved(family)), "device": "cpu", "dtype": "float32", "batch_size": rows}
+    found = []
+    for model in (HFLM(**given, max_length=LENGTH), HFExtrapolate(**given, trained_length=LENGTH)):
+        model.model.generation_config.eos_token_id = 7 if "exponential_decay_length_penalty" in asked else None
+        torch.manual_seed(0)
+        found.append(generate(model, texts, **asked))
+    assert found[0] == found[1]
+
+
+def test_tokens_of_answers_that_share_nothing_are_counted_too(saved: Any) -> None:
+    texts = ["The old farmer.", "A box near the river.", "The old farmer ran."]
+    for options, asked in (({"exact": True}, {}), ({}, {"num_beams": 2})):
+        model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32", **options)
+        generate(model, texts, **asked)
+        read = sum(len(model.tok_encode(text)) for text in texts)
+        assert (model._reader.asked, model._reader.computed) == (read, read)
+        assert model._reader.seconds > 0
+
+
+def test_a_prompt_without_tokens_cannot_be_answered_and_says_so(saved: Any) -> None:
+    model = HFExtrapolate(pretrained=str(saved("llama")), device="cpu", dtype="float32")
+    with pytest.raises(ModelError, match="the prompt '' has no tokens, so that nothing can be generated after it"):
+        generate(model, ["The old farmer.", ""])
+
+
+def test_log_likelihoods_in_another_precision_than_float32_are_said_not_to_be(saved: Any, caplog: pytest.LogCaptureFixture) -> None:
+    HFExtrapolate(pretrained=str(saved("llama")), device="cpu", softmax_dtype="float32")
+    assert "softmax_dtype" not in caplog.text
+    HFExtrapolate(pretrained=str(saved("llama")), device="cpu", softmax_dtype="bfloat16")
+    assert "softmax_dtype=torch.bfloat16 was asked for; log-likelihoods are computed in float32" in caplog.text
+
+
+def test_an_encoder_reads_as_much_as_its_table_has_whatever_the_answer(saved: Any) -> None:
+    given = {"pretrained": str(saved("bart")), "device": "cpu", "dtype": "float32", "backend": "seq2seq"}
+    ours, theirs = HFExtrapolate(**given), HFLM(**given)
+    prompts = [(None, [20 + index for index in range(LENGTH)], [9] * 10), (None, [7] * 5, [9] * LENGTH)]
+    found, expected = (lm._loglikelihood_tokens(prompts, disable_tqdm=True) for lm in (ours, theirs))
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-3)
+    text = Instance("loglikelihood_rolling", {}, ("The old farmer carried a box near the river. " * 20,), 0, ("t", 0, 1))
+    rolled, known = (lm.loglikelihood_rolling([text], disable_tqdm=True) for lm in (ours, theirs))
+    assert rolled == pytest.approx(known, abs=1e-2)
+    with pytest.raises(PromptTooLongError):
+        ours._loglikelihood_tokens([(None, [7] * (LENGTH + 1), [9])], disable_tqdm=True)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "byte", "wordpiece", "sentencepiece"])

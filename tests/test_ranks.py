@@ -11,6 +11,7 @@ import pytest
 import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
 from test_prefix_tree import SEQUENCES
 
 from harness_ext.models.hf import HFExtrapolate
@@ -125,6 +126,30 @@ def test_an_outcome_in_one_process_is_every_processs_and_other_answers_go_back_t
                 assert answer[0] == "out_of_memory"
             else:
                 assert answer == [pytest.approx(known[0], abs=1e-4), known[1]]
+
+
+def roll(rank: int, folder: str, model: str) -> None:
+    """One of two processes: what it knows to have been read of both of their texts."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    lm = HFExtrapolate(pretrained=model, device="cpu", dtype="float32")
+    lm._ranks = Ranks(rank, 2)
+    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (TEXTS[rank],), 0, ("t", 0, 1))], disable_tqdm=True)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(lm.get_model_info()["reading"]))
+    torch.distributed.destroy_process_group()
+
+
+TEXTS = ["The old farmer carried a box near the river.", "Nobody knows."]
+
+
+def test_what_each_process_read_of_texts_of_its_own_is_counted(saved: Any, tmp_path: Path) -> None:
+    model = str(saved("llama"))
+    torch.multiprocessing.spawn(roll, (str(tmp_path), model), nprocs=2)
+    alone = HFExtrapolate(pretrained=model, device="cpu", dtype="float32")
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0, ("t", 0, 1)) for text in TEXTS]
+    alone.loglikelihood_rolling(requests, disable_tqdm=True)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["asked"] == sum(found["processes"]) == alone._reader.asked
 
 
 def test_one_process_keeps_its_prompts_and_their_order() -> None:

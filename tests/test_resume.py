@@ -185,6 +185,25 @@ def test_a_damaged_file_is_set_aside_and_nothing_else_is_lost(
     assert Journal(other.file, "abc").read() == {0: [-1.5, True], 2: [float("-inf"), False]}
 
 
+@pytest.mark.parametrize("step", ["rename", "unlink"])
+def test_a_damaged_file_that_cannot_be_set_aside_costs_a_warning_and_nothing_else(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "1.sqlite"
+    file.write_bytes(b"no database at all" * 100)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, step, refuse)
+    journal = Journal(file, "abc")
+    assert journal.read() == {}
+    journal.write({0: "an answer"})
+    assert "is damaged" in caplog.text
+    assert "cannot be put aside, and answers are not kept: [Errno 30] Read-only file system" in caplog.text
+    assert file.read_bytes() == b"no database at all" * 100
+
+
 def test_a_folder_that_cannot_be_written_to_costs_a_warning_and_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "interrupted").write_text("a file where the folder should be")
     journal = Journal(tmp_path / "interrupted" / "1.sqlite", "abc")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers_here import KINDS, corpus, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -81,6 +82,36 @@ def test_a_tokenizer_that_does_not_cut_there_is_given_the_whole_text(kind: str) 
     text = " ".join(corpus()[:5])
     TokenCount(odd_tokenizer(kind)).whole(text, lambda whole: counted.append(whole) or 0)
     assert counted == [text]
+
+
+class Shouting(PreTrainedTokenizerFast):
+    """A class of one's own, which changes each text before it is tokenised."""
+
+    def _encode_plus(self, text: Any, *given: Any, **options: Any) -> Any:
+        return super()._encode_plus(text.upper() if isinstance(text, str) else [one.upper() for one in text], *given, **options)
+
+
+def make_spanning(kind: str) -> Any:
+    """Tokenizers that look past the end of a sentence, and past what is shown of a seam."""
+    made = copy.deepcopy(make_tokenizer("bpe"))
+    if kind == "shouting":
+        return Shouting(tokenizer_object=made.backend_tokenizer, eos_token="<eos>")
+    if kind == "added":
+        made.add_tokens([AddedToken(". Where the rivers end", normalized=False)])
+    if kind == "replaced":
+        made.backend_tokenizer.normalizer = normalizers.Replace("long ago. Where the rivers end", "there")
+    return made
+
+
+@pytest.mark.parametrize("kind", ["added", "replaced", "shouting"])
+def test_what_spans_the_end_of_a_sentence_is_found_in_a_long_text_too(kind: str) -> None:
+    made = make_spanning(kind)
+    counted = TokenCount(made)
+    plain, spanning = "It was long ago. Where a river ends. " * 5, "It was long ago. Where the rivers end. " * 5
+    for text in (plain, spanning, plain + spanning):
+        assert counted.ids(text, made.encode) == made.encode(text)
+        assert counted.whole(text, lambda whole: len(made.encode(whole))) == len(made.encode(text))
+    assert made.encode(spanning) != make_tokenizer("bpe").encode(spanning)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from harness_ext.errors import ModelError
 from harness_ext.models import pieces
 from harness_ext.models.hf import HFExtrapolate
 from harness_ext.models.self_check import find_reach
+from harness_ext.positions import is_listed
 
 PICKS = {**DEEPSEEK, "index_n_heads": 2, "index_head_dim": 8, "max_position_embeddings": 512}
 Prompt = tuple[None, list[int], list[int]]
@@ -96,6 +97,94 @@ def test_a_family_that_looks_for_sdpa_by_its_name_is_found_out() -> None:
     ours = hold_to_hf(model, draw_prompts(20, 90, 120), chunk=16)
     assert not pieces.is_installed(ours.model)
     assert ours._reader.sharing.make is not None
+
+
+class Bigram(LlamaForCausalLM):
+    """Logits to which what follows on each token is added, beside the output layer."""
+
+    def forward(self, input_ids: Any = None, **rest: Any) -> Any:
+        output = super().forward(input_ids, **rest)
+        output.logits = output.logits + torch.sin(input_ids[..., None] * torch.arange(output.logits.shape[-1]))
+        return output
+
+
+class Fading(LlamaForCausalLM):
+    """Logits that are scaled by where they stand among those that the output layer gives."""
+
+    def forward(self, input_ids: Any = None, **rest: Any) -> Any:
+        output = super().forward(input_ids, **rest)
+        output.logits = output.logits / (1 + torch.arange(output.logits.shape[1]) / 50)[:, None]
+        return output
+
+
+@pytest.mark.parametrize("kind", [Bigram, Fading])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("answer", [1, 3])
+def test_an_output_layer_that_is_not_all_there_is_is_given_every_token(kind: type, exact: bool, answer: int) -> None:
+    model = build("llama")
+    model.__class__ = kind
+    prompts = [(None, context, [7, 9, 8][:answer]) for _, context, _ in draw_prompts(40, 90, 120)]
+    hold_to_hf(model, prompts, chunk=64, exact=exact)
+
+
+@pytest.mark.parametrize("special", [0, 1, 2])
+def test_positions_that_are_counted_from_the_tokens_are_found_out(special: int) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 600}
+    config = AutoConfig.for_model("roberta", is_decoder=True, max_position_embeddings=400, **sizes)
+    prompts = draw_prompts(40, 90, 120)
+    for _, context, _ in prompts:
+        context[5:30:6] = [special] * 5
+    hold_to_hf(widen(AutoModelForCausalLM.from_config(config)), prompts, chunk=16)
+
+
+class UnlistedConfig(LlamaConfig):
+    model_type = "unlisted_llama"
+
+
+class Sharpening(LlamaAttention):
+    """Queries that are scaled by the logarithm of how many keys there are, past 1,400."""
+
+    def forward(self, hidden_states: Any, *args: Any, **rest: Any) -> Any:
+        cache = rest.get("past_key_values")
+        seen = hidden_states.shape[1] + (cache.get_seq_length(self.layer_idx) if cache is not None else 0)
+        own, self.scaling = self.scaling, self.scaling * max(1.0, seen / 1400)
+        try:
+            return super().forward(hidden_states, *args, **rest)
+        finally:
+            self.scaling = own
+
+
+def test_what_turns_on_how_many_tokens_there_are_is_found_out_at_a_length_that_no_table_lists() -> None:
+    known = build("llama")
+    own = {**known.config.to_dict(), "max_position_embeddings": 1400, "model_type": UnlistedConfig.model_type}
+    model = LlamaForCausalLM(UnlistedConfig(**own)).eval()
+    model.load_state_dict(known.state_dict())
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Sharpening
+    prompts = draw_prompts(300, 1500, 1520)
+    given = {"pretrained": model, "tokenizer": make_tokenizer("bpe")}
+    expected = HFLM(**given, max_length=2000)._loglikelihood_tokens(prompts, disable_tqdm=True)
+    ours = HFExtrapolate(**given, chunk=512)
+    found = ours._loglikelihood_tokens(prompts, disable_tqdm=True)
+    assert not is_listed(model.config)
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_dynamic_rope_of_a_familys_own_that_no_length_changes_is_left_as_it_is(exact: bool) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 100.0}
+    model = build("hunyuan_v1_dense", rope_parameters=rope)
+    hold_to_hf(model, draw_prompts(20, 50, 63, 66, 120), exact=exact)
+    with pytest.raises(ModelError, match="'ntk_alpha' has no counterpart"):
+        HFExtrapolate(pretrained=model, tokenizer=make_tokenizer("bpe"), trained_length=LENGTH, extend="yarn", factor=2.0)
+
+
+def test_rows_that_are_read_in_chunks_do_not_meet_where_one_token_is_left() -> None:
+    prompts = [(None, [token + 3 for token in context], answer) for _, context, answer in draw_prompts(64, 80)]
+    others = [(None, context[::-1], answer) for _, context, answer in prompts]
+    pairs = [pair for both in zip(prompts, others, strict=True) for pair in both]
+    hold_to_hf(build("rwkv"), pairs, chunk=64, batch_size=2)
 
 
 class Tuned(LlamaForCausalLM):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,52 @@ def test_an_encoder_decoders_answers_are_kept_too(saved: Any, tmp_path: Path) ->
     assert more[0] == first[0]
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"extend": "linear", "factor": 2.0}, {"exact": True}, {"chunk": 64}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"mixed_precision_dtype": "bfloat16"},
+        {"extend": "linear", "factor": 2.0},
+        {"exact": True},
+        {"chunk": 64},
+    ],
+)
 def test_another_dtype_override_or_way_of_reading_finds_nothing(options: dict[str, Any], ask: Ask) -> None:
     ask()
     assert ask(options=options)[1]["resumed"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lm: setattr(lm.model.generation_config, "repetition_penalty", 1.8),
+        lambda lm: setattr(lm.model.generation_config, "eos_token_id", 7),
+        lambda lm: setattr(lm, "think_end_token", 7),
+        lambda lm: lm.tokenizer.add_special_tokens({"eos_token": "T"}),
+    ],
+    ids=["penalty", "end", "thought", "tokenizer"],
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_another_way_of_answering_finds_nothing(change: Any, exact: bool, ask: Ask, evaluate: Any) -> None:
+    task, options = "passkey_extrapolate_generate", {"use_cache": str(ask.cache)}
+    ask(task, {"exact": exact})
+    assert ask(task, {"exact": exact})[1]["resumed"] == 16
+    lm = HFExtrapolate(pretrained=str(ask.folder), **OPTIONS, exact=exact)
+    lm.model.config._name_or_path = ""
+    change(lm)
+    assert evaluate(lm, [task], options=options, **SMALL)["config"]["reading"]["resumed"] == 0
+
+
+def test_an_adapter_with_another_strength_is_another_model(ask: Ask, saved: Any) -> None:
+    def name(strength: int) -> str:
+        lm = HFExtrapolate(pretrained=str(saved("llama")), **OPTIONS)
+        lm.model.peft_config = {"default": types.SimpleNamespace(lora_alpha=strength, target_modules={"q_proj", "v_proj"})}
+        with lm.evaluating():
+            lm._resume("loglikelihood", [[1, 2, 3]], [2])
+            assert lm._journals.opened
+            return lm._journals.opened[0].file.name
+
+    assert name(8) == name(8) != name(16)
 
 
 def test_other_weights_find_nothing(ask: Ask, tmp_path: Path) -> None:

@@ -31,8 +31,10 @@ class AnsweringHFLM(TokenisingHFLM):
 
     def is_greedy(self, asked: dict[str, Any]) -> bool:
         """Whether generation arguments, over the model's own, ask for the one answer that is always the same."""
-        beams = asked.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
-        return not asked.get("do_sample") and not asked.get("temperature") and beams == 1
+        return not asked.get("do_sample") and not asked.get("temperature") and self._count_beams(asked) == 1
+
+    def _count_beams(self, asked: dict[str, Any]) -> int:
+        return asked.get("num_beams") or getattr(self.model.generation_config, "num_beams", None) or 1
 
     def goes_on(self, asked: dict[str, Any]) -> bool:
         """Whether they ask for what can go on from a held state: the next most likely token, one by one, on that state and no cache of another kind."""
@@ -57,10 +59,11 @@ class AnsweringHFLM(TokenisingHFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
         """HFLM's, from the state that holds the beginnings of the rows of context (rows, tokens, padded on the left), which it has in its own order."""
-        # HFLM stops at the tokenizer's EOS only when all rows have come to it, and what a row says after its own would be left in its answer.
-        ends = self.model.generation_config.eos_token_id
-        ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
-        options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
+        if len(context) > 1 and self._count_beams(options) == 1:
+            # HFLM stops at the tokenizer's EOS only when all rows have come to it, and what a row says after its own would be left in its answer.
+            ends = self.model.generation_config.eos_token_id
+            ends = [] if ends is None else torch.as_tensor(ends).flatten().tolist()
+            options.setdefault("eos_token_id", sorted({*ends, self.eot_token_id}))
         if self.backend != "causal":
             # HFLM counts the prompt, which an encoder reads, among the tokens of the answer; those begin with one that is given.
             max_length = max(2, max_length - context.shape[1] + 1)

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,8 @@ class HFExtrapolate(AnsweringHFLM):
             trained=self._window,
             exact=exact,
         )
+        if self.backend == "causal" and self.softmax_dtype not in (None, torch.float32):
+            log.warning("softmax_dtype=%s was asked for; log-likelihoods are computed in float32 all the same", self.softmax_dtype)
         warning = positions.find_rounding(self.model.config, str(self.model.dtype))
         if warning:
             log.warning("%s", warning)
@@ -237,6 +240,12 @@ class HFExtrapolate(AnsweringHFLM):
     def _vocabulary(self) -> str:
         return provenance.hash_vocabulary(self.tokenizer)
 
+    def _describe_answering(self) -> dict[str, Any]:
+        """What generated answers follow from besides."""
+        own = self.model.generation_config
+        settings = own.to_json_string(use_diff=False, ignore_metadata=True) if own is not None else ""
+        return {"vocabulary": self._vocabulary, "end": self.eot_token_id, "think_end": self.think_end_token, "generation": settings}
+
     def _resume(
         self, kind: str, sequences: Sequence[Sequence[int]], own: Sequence[Any], *, cached: bool = True, **facts: Any
     ) -> Kept:
@@ -250,6 +259,7 @@ class HFExtrapolate(AnsweringHFLM):
             "kind": kind,
             "weights": self._weights,
             "batch_size": self.batch_size,
+            "autocast": str(self.mixed_precision_dtype),
             **provenance.list_facts(self.model, self.device),
         }
         facts |= {"override": self._describe_override(), "reading": self._reader.describe_way()}
@@ -311,11 +321,11 @@ class HFExtrapolate(AnsweringHFLM):
         sequences = [[*context, *continuation] for _, context, continuation in requests]
         sizes = [len(sequence) for sequence in sequences]
         starts = [len(context) for _, context, _ in requests]
-        if self.backend != "causal":
-            longest = max(sizes)
-            check_fits(longest - 1, self.length_limits)
-            self._check_answer(max(len(continuation) for _, _, continuation in requests))
+        if self.backend != "causal":  # an encoder reads the context, and a decoder the answer
+            longest, answer = max(starts), max(len(continuation) for _, _, continuation in requests)
+            self._check_answer(answer)
             self._open(longest)
+            self._lifted = max(self._lifted, answer)  # HFLM cuts both at one length
             self._prepare(longest, longest)
             kept = self._resume("loglikelihood", sequences, starts)
             missing = [index for index in range(len(requests)) if index not in kept.known]
@@ -375,6 +385,7 @@ class HFExtrapolate(AnsweringHFLM):
             return list(super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm))
         finally:
             self._lifted, self._knows_outcomes = lifted, True
+            self._ranks.note(self._tell())
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         """HFLM's, with `max_length` lifted to the longest prompt and its answer, so that nothing is cut.
@@ -394,7 +405,13 @@ class HFExtrapolate(AnsweringHFLM):
             self._prepare(longest, longest)
             self._can_generate(longest)
         foresight.look_ahead(self._reader, sizes)
-        groups = self._group(sizes, [repr(sorted(asked.items(), key=str)) for asked in settings])
+        for context, request in zip(contexts, requests, strict=True):
+            if not len(context):
+                raise ModelError(
+                    f"the prompt {request.args[0]!r:.200} has no tokens, so that nothing can be generated after it; change it"
+                )
+        kinds = [repr(sorted(asked.items(), key=str)) for asked in settings]
+        groups = self._group(sizes, kinds, [str(request.args[0]) for request in requests])
         refused = self._memory.list_refused(sizes)
         answers: list[Any] = [refused.get(index) for index in range(len(sizes))]
         for dealt in self._deal(self._ranks, contexts, groups, [asked["max_gen_toks"] for asked in settings]):
@@ -431,7 +448,7 @@ class HFExtrapolate(AnsweringHFLM):
 
         with self._reader.open_bar("generate_until", [plan.schedule], quiet=quiet or self.rank != 0, answers=budget) as bar:
             settings = [str(request.args[1]) for request in requests]
-            kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary, rows=rows)
+            kept = self._resume("generate_until", contexts, settings, rows=rows, **self._describe_answering())
             return list(self._reader.generate(plan, bar, answer, kept))
 
     def _generate_whole(
@@ -442,8 +459,10 @@ class HFExtrapolate(AnsweringHFLM):
         kept = Kept()
         asked = normalize_gen_kwargs(requests[0].args[1], self.max_gen_toks)
         if self.is_greedy(asked):  # what is drawn depends on all that was drawn before
-            kept = self._resume("generate_until", contexts, settings, vocabulary=self._vocabulary)
+            kept = self._resume("generate_until", contexts, settings, **self._describe_answering())
         answers: list[Any] = []
+        missing = [len(context) for index, context in enumerate(contexts) if index not in kept.known]
+        started = time.monotonic()
         rows = 1 if self.is_assisted(asked) else self._count_rows()
         for batch in tqdm(self._cut(contexts, rows), desc="generate_until", disable=True if quiet or self.rank else None):
             if all(index in kept.known for index in batch):
@@ -456,6 +475,7 @@ class HFExtrapolate(AnsweringHFLM):
             )
             kept.add(dict(zip(batch, found, strict=True)))
             answers += found
+        self._reader.count(sum(map(len, contexts)), sum(missing), time.monotonic() - started)
         return answers
 
     def _count_rows(self) -> int:
@@ -474,11 +494,14 @@ class HFExtrapolate(AnsweringHFLM):
 
     # ------------------------------------------------------------------ what is read together
 
-    def _group(self, sizes: Sequence[int], kinds: Sequence[str] = ()) -> list[list[int]]:
-        """Indices of requests that may share, longest first: of one kind, and of one size under what depends on the length."""
+    def _group(self, sizes: Sequence[int], kinds: Sequence[str] = (), texts: Sequence[str] = ()) -> list[list[int]]:
+        """Indices of requests that may share, longest first: of one kind, and of one size under what depends on the length.
+
+        `texts`: in whose order those of one size come, as in HFLM, so that what is drawn for each is what HFLM draws.
+        """
         per_length = self._extension is not None and self._extension.method.per_length
         groups: dict[tuple[str, int], list[int]] = {}
-        for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], texts[index] if texts else "")):
             groups.setdefault((kinds[index] if kinds else "", sizes[index] if per_length else 0), []).append(index)
         return list(groups.values())
 

@@ -233,11 +233,16 @@ class Journal:
     def _move(self, ending: str, reason: str) -> None:
         self.close()
         aside = self.file.with_name(f"{self.file.name}.{ending}-{time.time_ns()}")
-        log.warning("%s is not gone on from: %s; it is now %s, and its prompts are run again", self.file, reason, aside.name)
-        for ending in ("-wal", "-shm"):
-            self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
-        self.file.rename(aside)
-        self._connection = self._connect()
+        try:
+            for ending in ("-wal", "-shm"):
+                self.file.with_name(self.file.name + ending).unlink(missing_ok=True)
+            self.file.rename(aside)
+            log.warning("%s is not gone on from: %s; it is now %s, and its prompts are run again", self.file, reason, aside.name)
+            self._connection = self._connect()
+        except (OSError, sqlite3.Error) as error:
+            log.warning(
+                "%s is not gone on from: %s; it cannot be put aside, and answers are not kept: %s", self.file, reason, error
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness_ext.cells import Limit, Placing
 from harness_ext.model_view import first_line
 from harness_ext.models.forward import Forward
-from harness_ext.models.rounding import ERRORS, TOLERANCE, Plain, draw, read_whole
+from harness_ext.models.rounding import ERRORS, Plain, draw, find_tolerance, read_whole
 from harness_ext.models.self_check import CHUNKS, TOKENS, read_in_chunks
 from harness_ext.models.state import State
 from harness_ext.positions import SCHEMES, read_schemes
@@ -62,16 +62,16 @@ def find_placing(forward: Forward, limit: Limit | None, make: Callable[[int], St
 @torch.inference_mode()
 def _try(check: _Check, names: Sequence[str], schemes: str, limit: Limit | None, make: Callable[[int], State] | None) -> Placing:
     count = check.tokens.shape[1]
-    half = count // 2
+    half, tolerance = count // 2, find_tolerance(check.forward)
     jump = [index + (JUMP if index >= half else 0) for index in range(count)]
     plain, jumped = check.at(None), check.at(jump)
-    if plain.measure(check.at(range(count)).logits) > TOLERANCE:
+    if plain.measure(check.at(range(count)).logits) > tolerance:
         return Placing(outcome="not_admitted", reason=f"{schemes}: positions counted from 0 are not its own")
-    if plain.measure(jumped.logits) <= TOLERANCE:
+    if plain.measure(jumped.logits) <= tolerance:
         return _without(check.forward, names, schemes, "position_ids change nothing")
     other = check.tokens.clone()
     other[:, 0] = draw(check.forward, count + 1, seed=1)[:, -1]
-    if plain.measure(check.at(None, other).logits, last=1) > TOLERANCE >= jumped.measure(check.at(jump, other).logits, last=1):
+    if plain.measure(check.at(None, other).logits, last=1) > tolerance >= jumped.measure(check.at(jump, other).logits, last=1):
         return Placing(
             outcome="not_admitted",
             reason=f"{schemes}: tokens after a jump do not see those before it, as in a packed sequence; "
@@ -81,7 +81,7 @@ def _try(check: _Check, names: Sequence[str], schemes: str, limit: Limit | None,
     if make is not None:
         for positions, whole in ((jump, jumped), (shared, check.at(shared))):
             read = read_in_chunks(check.forward, make(count), check.tokens, CHUNKS[0], torch.tensor([positions]))
-            if whole.measure(read) > TOLERANCE:
+            if whole.measure(read) > tolerance:
                 return Placing(
                     outcome="not_admitted", reason=f"{schemes}: read in chunks, positions come out otherwise than at once"
                 )

@@ -68,20 +68,28 @@ def _sample(model: Any, name: str) -> torch.Tensor | None:
 
 
 def hash_vocabulary(tokenizer: Any) -> str:
-    """SHA-256 over a tokenizer's tokens and their numbers."""
-    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    """SHA-256 over a tokenizer's tokens and their numbers, and which of them are special."""
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    return hashlib.sha256(repr([sorted(tokenizer.get_vocab().items()), special]).encode()).hexdigest()
 
 
 def list_facts(model: Any, device: torch.device) -> dict[str, Any]:
     """What answers follow from beside weights and prompts, down to their last bits."""
     return {
         "config": model.config.to_json_string(use_diff=False),
+        "adapters": {name: _to_text(adapter) for name, adapter in (getattr(model, "peft_config", None) or {}).items()},
         "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
         "device": device.type,
         "placed": {name: str(place) for name, place in (getattr(model, "hf_device_map", None) or {}).items()},
         "threads": torch.get_num_threads(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def _to_text(config: Any) -> str:
+    """A PEFT adapter's config, the same in each process: sets have no order."""
+    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+    return repr(sorted((name, sorted(map(str, value)) if isinstance(value, set) else str(value)) for name, value in values.items()))
 
 
 def describe_hardware(model: Any, device: torch.device) -> dict[str, Any]:

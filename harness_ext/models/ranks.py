@@ -58,10 +58,15 @@ class Ranks:
         """The answers of all processes, of which each has given its own; `reading`: what it read."""
         if self.count == 1:
             return [answer for answer in answers if answer is not None]
-        parts = self._tell(({index: answer for index, answer in enumerate(answers) if answer is not None}, reading))
-        self.readings = [part[1] for part in parts]
-        found = {index: answer for part in parts for index, answer in part[0].items()}
+        parts = self._tell({index: answer for index, answer in enumerate(answers) if answer is not None})
+        self.note(reading)
+        found = {index: answer for part in parts for index, answer in part.items()}
         return [found[index] for index in range(len(answers))]
+
+    def note(self, reading: Any) -> None:
+        """Tells the processes what this one has read so far; each of them has to."""
+        if self.count > 1:
+            self.readings = self._tell(reading)
 
     def own(self, gathered: Sequence[Item]) -> list[Item]:
         """What belongs to this process's own items, of what belongs to all that were gathered."""

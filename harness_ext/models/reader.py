@@ -21,7 +21,7 @@ from harness_ext.models.ledger import Answer, Ledger
 from harness_ext.models.memory import Memory
 from harness_ext.models.prefix_tree import Batch, Schedule, Step
 from harness_ext.models.progress import TokenBar, cost, find_even_position
-from harness_ext.models.self_check import Finding, find_reach, find_state
+from harness_ext.models.self_check import Finding, check_output, find_reach, find_state
 from harness_ext.models.side_by_side import run_side_by_side
 from harness_ext.models.state import State
 from harness_ext.models.watching import Reading
@@ -67,13 +67,16 @@ class Reader:
         self.bounded = memory.foresees
         """Whether what is held at once is bounded by what is free, since nothing is refused."""
         self.checks = BatchChecks(forward)
-        self._checked = 0
+        self._checked, self._output_checked = 0, False
 
     def prepare(self, longest: int) -> None:
         """Finds out what the model, as it is now, can go on from; no farther than the `longest` prompt, in tokens, goes.
 
         Again where later prompts go farther than earlier ones, and that may make a difference.
         """
+        if not self._output_checked:
+            self._output_checked = True
+            check_output(self.forward)
         far = min(longest, find_reach(self.forward, self.trained))
         if self.sharing is not None and (self.sharing.make is None or far <= self._checked):
             return
@@ -146,6 +149,10 @@ class Reader:
         schedule = prefix_tree.plan(contexts, [length - 1 for length in lengths], batch, cut=state.cuts, apart=True)
         schedule, companies = prefix_tree.gather(schedule, lengths, batch, joins=state.joins)
         return AnswerPlan(contexts=contexts, schedule=schedule, companies=companies, budget=budget)
+
+    def count(self, asked: int, computed: int, seconds: float) -> None:
+        """Tokens of prompts that were answered by another than this reader, and how long that took."""
+        self.asked, self.computed, self.seconds = self.asked + asked, self.computed + computed, self.seconds + seconds
 
     def open_bar(self, name: str, schedules: Sequence[Schedule], *, quiet: bool, answers: int = 0) -> TokenBar:
         """A bar over schedules, which are counted as asked, and over `answers` tokens to generate at the end of each prompt."""

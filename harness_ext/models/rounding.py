@@ -6,6 +6,7 @@ this model (a few positions of a trained model are a hundred times as sensitive 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,18 @@ from harness_ext.positions import text_config
 
 SHAKES = 2
 TOLERANCE = 100
-"""Times the response to a shake. With random weights in float32, models that can be read in pieces differ by 2 times it at most, by
+"""Times the response to a shake, in float32. With random weights, models that can be read in pieces differ by 2 times it at most, by
 40 where they carry on a linear attention's state; those that cannot by 250 at least, most of them by 10,000 (`tests/test_sharing.py`)."""
+HALF = 10
+"""The same in half precision, where a rounding is larger and what is more than one is a smaller part of it: 1.4 times at most, and
+30 at least, from models that do not go on from what they were given (`tests/test_half_precision.py`)."""
 ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError)
 """What a model raises that is read in a way it is not made for."""
+
+
+def find_tolerance(forward: Forward) -> float:
+    """How many responses to a shake are still rounding, in the precision that a model computes in."""
+    return TOLERANCE if torch.finfo(forward.dtype).bits >= 32 else HALF
 
 
 class Plain:
@@ -60,11 +69,18 @@ def read_whole(forward: Forward, tokens: Tensor, positions: Tensor | None = None
 
 def draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
     """Random tokens (1, count), none of the special ones."""
-    config: Any = text_config(forward.model.config)
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    special = list_special(forward)
     usual = [token for token in range(min(forward.vocabulary, 4096)) if token not in special]
     generator = torch.Generator().manual_seed(seed)
     return torch.tensor(usual)[torch.randint(len(usual), (1, count), generator=generator)]
+
+
+def list_special(forward: Forward) -> list[int]:
+    """The tokens that pad, begin and end a text, as far as the model's config has them; it may have several of a kind."""
+    config: Any = text_config(forward.model.config)
+    given = (getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos"))
+    ids = itertools.chain.from_iterable(one if isinstance(one, list | tuple) else [one] for one in given)
+    return sorted({token for token in ids if isinstance(token, int) and 0 <= token < forward.vocabulary})
 
 
 def _list_embeddings(model: Any) -> list[torch.nn.Module]:

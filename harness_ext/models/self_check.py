@@ -8,6 +8,7 @@ where no kind holds, the model reads every prompt whole.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from harness_ext.model_view import first_line
 from harness_ext.models import last_layer, memory, pieces
 from harness_ext.models.forward import Forward
-from harness_ext.models.rounding import ERRORS, TOLERANCE, draw, read_whole
+from harness_ext.models.rounding import ERRORS, draw, find_tolerance, list_special, read_whole
 from harness_ext.models.state import Copied, Cuttable, State
-from harness_ext.positions import read_schemes, read_selection, read_window, text_config
+from harness_ext.positions import is_listed, read_schemes, read_selection, read_window, text_config
+
+log = logging.getLogger(__name__)
 
 TOKENS = 48
 """Tokens of each check, and how far past the trained length it goes."""
@@ -30,7 +33,9 @@ SINGLE = 3
 """Tokens that are read one by one."""
 FAR = 1024
 """Tokens that are read to get past the trained length; where it is longer, positions are given instead, if the model takes them."""
-INEXACT = frozenset({"mamba", "falcon_mamba", "jamba", "recurrent_gemma", "bamba"})
+FAR_UNLISTED = 8192
+"""The same of a family that nobody listed: its code may ask how many tokens there are, whatever their positions."""
+INEXACT = frozenset({"mamba", "falcon_mamba", "jamba", "recurrent_gemma", "bamba", "minimax"})
 """Families whose chunks are known to differ, by less than what rounding hides in lower precision."""
 
 
@@ -48,6 +53,30 @@ def find_reach(forward: Forward, trained: int) -> int:
     """Tokens past which reading is no different any more: past the trained length, past any window, and past what sparse attention picks."""
     config = forward.model.config
     return max(trained, read_window(config) or 0, read_selection(config) or 0) + TOKENS
+
+
+@torch.inference_mode()
+def check_output(forward: Forward) -> None:
+    """Lets the output layer have all columns from now on, where those that are wanted, alone, come out otherwise: some models add to logits, or
+    scale them, by what stands where.
+    """
+    tokens = draw(forward, FEWEST)
+    try:
+        whole = read_whole(forward, tokens)
+    except ERRORS:  # which what is asked of it will say
+        return
+    try:
+        times = [whole.measure(forward(tokens, None, range(FEWEST - last, FEWEST)).float(), last=last) for last in (SINGLE, 1)]
+        why = (
+            f"logits differ by {max(times):.2g} times what one rounding of the embeddings does"
+            if max(times) > find_tolerance(forward)
+            else ""
+        )
+    except ERRORS as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+    if why:
+        log.warning("logits are computed of all tokens, since those of some alone come out otherwise: %s", why)
+        forward.picks = False
 
 
 def find_state(forward: Forward, trained: int, most: int) -> Finding:
@@ -79,7 +108,7 @@ def find_state(forward: Forward, trained: int, most: int) -> Finding:
             found.append(f"{name}: {times}")
             continue
         said = f"{name}: logits differ from one forward's by {times:.2g} times what one rounding of the embeddings does"
-        if times <= TOLERANCE:
+        if times <= find_tolerance(forward):
             return Finding(make=make, said=said)
         found.append(said)
     return Finding(make=None, said="; ".join(found))
@@ -119,14 +148,19 @@ def _compare(forward: Forward, make: Callable[[], State], most: int) -> float:
     At once is read under SDPA itself, which a family may look for by its name.
     """
     count = min(TOKENS, most)
-    tokens, other, half = draw(forward, count), draw(forward, count, seed=1), count // 2
+    tokens, other, half = _draw(forward, count), _draw(forward, count, seed=1), count // 2
     parted = torch.cat((tokens[:, :half], other[:, half:]), dim=1)
     with pieces.set_aside(forward.model):
         plain, branch = read_whole(forward, tokens), read_whole(forward, parted)
     times = [plain.measure(read_in_chunks(forward, make(), tokens, chunk)) for chunk in CHUNKS]
+    together = torch.cat((tokens, parted))
+    rows = read_in_chunks(forward, make(), together, CHUNKS[0])
+    times += [plain.measure(rows[:1]), branch.measure(rows[1:])]
     state = make()
     if state.alone:
         times.append(plain.measure(_read_singly(forward, state, tokens), last=SINGLE))
+        rows = _read_singly(forward, make(), together)
+        times += [plain.measure(rows[:1], last=SINGLE), branch.measure(rows[1:], last=SINGLE)]
         state = make()
     forward(tokens[:, :half], state, ())
     aside = state if state.cuts else state.copied()
@@ -143,6 +177,14 @@ def _compare(forward: Forward, make: Callable[[], State], most: int) -> float:
     return max(times)
 
 
+def _draw(forward: Forward, count: int, seed: int = 0) -> Tensor:
+    """Random tokens (1, count), and the special ones in the middle of each half: a prompt may have them, and a model do something of its own there."""
+    tokens, special = draw(forward, count, seed), list_special(forward)[: count // 4]
+    for start in (count // 4, 3 * count // 4):
+        tokens[0, start : start + len(special)] = torch.tensor(special, dtype=tokens.dtype)
+    return tokens
+
+
 def _read_singly(forward: Forward, state: State, tokens: Tensor) -> Tensor:
     """The logits of the last tokens (1, count), read one by one: some recurrent families have a computation of their own for that."""
     before = tokens.shape[1] - SINGLE
@@ -155,8 +197,8 @@ def _compare_far(forward: Forward, make: Callable[[int], State], reach: int) -> 
     """The same past the trained length and past a window, by reading as far, or at positions as far."""
     if reach <= TOKENS:
         return 0.0
-    if reach <= FAR:
-        tokens = draw(forward, reach)
+    if reach <= (FAR if is_listed(forward.model.config) else FAR_UNLISTED):
+        tokens = _draw(forward, reach)
         with pieces.set_aside(forward.model):
             plain = read_whole(forward, tokens, last=TOKENS)
         state, before = make(reach), min(reach // 2, reach - TOKENS)
@@ -164,7 +206,7 @@ def _compare_far(forward: Forward, make: Callable[[int], State], reach: int) -> 
         return plain.measure(_read_end(forward, state, tokens[:, before:], TOKENS), last=TOKENS)
     if "rotary" not in read_schemes(forward.model.config, forward.model) or not forward.takes_positions:
         return 0.0
-    positions = torch.arange(reach - TOKENS, reach)[None]
+    positions = torch.arange(reach - TOKENS, reach)[None] - TOKENS // 2  # from before the end to behind it
     tokens = draw(forward, TOKENS)
     with pieces.set_aside(forward.model):
         plain = read_whole(forward, tokens, positions)

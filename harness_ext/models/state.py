@@ -163,7 +163,9 @@ class Cuttable:
         return {"past_key_values": self.cache, "use_cache": True}
 
     def take(self, output: Any) -> None:
-        """Nothing: the cache was written into."""
+        """Nothing: the cache was written into. Raises ValueError where it was not: the model carries on something else."""
+        if not any(layer.get_seq_length() for layer in self.cache.layers):
+            raise ValueError("it puts no keys and values into a cache")
 
     def keep(self, tokens: int) -> None:
         # Not the cache's own `crop`: a forward that failed has come to some layers and not to others.

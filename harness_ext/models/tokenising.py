@@ -79,13 +79,24 @@ class TokenisingHFLM(HFLM):
 
     def _tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         ids = list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
-        appended = getattr(self, "_appended", 0)
-        if not appended or add_special_tokens is False or ids == self.tokenizer.encode(string, add_special_tokens=False):
-            return ids
-        return ids[:-appended]
+        return ids[: len(ids) - self._count_ending(string, ids)]
 
-    def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """HFLM's, without the special tokens that the tokenizer puts at the end; (batch, tokens) each."""
-        ids, mask = super().tok_batch_encode(strings, **options)
+    def _count_ending(self, string: str, ids: list[int]) -> int:
+        """How many of a text's tokens, at their end, are not the text's: none where it was tokenised without special tokens."""
         appended = getattr(self, "_appended", 0)
-        return (ids[:, :-appended], mask[:, :-appended]) if appended else (ids, mask)
+        return appended if appended and ids != self.tokenizer.encode(string, add_special_tokens=False) else 0
+
+    def tok_batch_encode(
+        self, strings: list[str], left_truncate_len: int | None = None, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """HFLM's, without the special tokens that the tokenizer puts at the end; (batch, tokens) each, padded on the left. None of a text's own is cut."""
+        if not getattr(self, "_appended", 0):
+            whole: tuple[torch.Tensor, torch.Tensor] = super().tok_batch_encode(
+                strings, left_truncate_len=left_truncate_len, **options
+            )
+            return whole
+        ids, mask = super().tok_batch_encode(strings, **options)
+        # HFLM tokenises all of a batch as it does the first
+        ended = self._count_ending(strings[0], ids[0][mask[0] > 0].tolist())
+        ids, mask = ids[:, : ids.shape[1] - ended], mask[:, : mask.shape[1] - ended]
+        return (ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]) if left_truncate_len else (ids, mask)

@@ -56,6 +56,14 @@ class Rotary:
         parameters = self.module.config.rope_parameters
         return dict(parameters if self.layer_type is None else parameters[self.layer_type])
 
+    @property
+    def kind(self) -> str:
+        """The rope type in effect: the checkpoint's, or a family's own that it stands for (HunYuan's `dynamic` with an `alpha` is no function of the length)."""
+        inside = getattr(self.module, "rope_type", None)
+        inside = inside.get(self.layer_type) if isinstance(inside, Mapping) else inside
+        own = str(self.own.get("rope_type", "default"))
+        return own if inside in (None, "default", *ROPE_INIT_FUNCTIONS) else str(inside)
+
     def compute(self, change: Mapping[str, Any], tokens: int | None, trained: int | None = None) -> tuple[torch.Tensor, float]:
         """(frequencies, attention factor) under the checkpoint's parameters with `change` merged in, at a length of `tokens`.
 
@@ -150,7 +158,7 @@ def why_not(subject: Subject) -> str:
     for rotary in rotaries:
         if not hasattr(rotary.module, "compute_default_rope_parameters"):
             return f"{type(rotary.module).__name__} computes its angles in a way of its own"
-        kind = rotary.own.get("rope_type", "default")
+        kind = rotary.kind
         if kind not in ("default", *ROPE_INIT_FUNCTIONS) or kind == "proportional":
             return f"its rope type {kind!r} has no counterpart in this method"
         try:
@@ -175,13 +183,13 @@ def install(parameters: Callable[[Parameters, Subject, Setting], Parameters]) ->
 
 def is_recomputed(model: Any) -> bool:
     """Whether a checkpoint's own frequencies depend on what the forward sees (`dynamic`, `longrope`)."""
-    return any(rotary.own.get("rope_type") in PER_LENGTH for rotary in find_rotaries(model))
+    return any(rotary.kind in PER_LENGTH for rotary in find_rotaries(model))
 
 
 def pin_own(subject: Subject, setting: Setting) -> None:
     """Pins a checkpoint's own `dynamic` or `longrope` frequencies to the length under test; leaves other types as they are."""
     for rotary in find_rotaries(subject.model):
-        if rotary.own.get("rope_type") in PER_LENGTH:
+        if rotary.kind in PER_LENGTH:
             rotary.pin(*rotary.compute({}, setting.tokens))
 
 
