@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness_ext.models import kernels, pieces, self_check
 from harness_ext.models.forward import Forward
 from harness_ext.models.hf import HFExtrapolate
+from harness_ext.models.rounding import draw
 from harness_ext.models.self_check import find_state
 from harness_ext.models.state import Cuttable
 
@@ -410,6 +411,8 @@ def test_a_model_with_several_tokens_that_end_a_text_shares_like_any_other(ends:
     assert found.make is not None, found.said
     assert found.make(0).forks
     assert found.make(0).attentions
+    drawn = set(draw(Forward(model, torch.device("cpu")), 5000)[0].tolist())
+    assert not drawn & ({ends} if isinstance(ends, int) else {*ends})
 
 
 def test_a_model_with_weights_spread_by_a_device_map_shares_too(saved: Any) -> None:

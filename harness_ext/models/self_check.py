@@ -35,7 +35,7 @@ FAR = 1024
 """Tokens that are read to get past the trained length; where it is longer, positions are given instead, if the model takes them."""
 FAR_UNLISTED = 8192
 """The same of a family that nobody listed: its code may ask how many tokens there are, whatever their positions."""
-INEXACT = frozenset({"mamba", "falcon_mamba", "jamba", "recurrent_gemma", "bamba", "minimax"})
+INEXACT = frozenset({"mamba", "falcon_mamba", "jamba", "recurrent_gemma", "bamba"})
 """Families whose chunks are known to differ, by less than what rounding hides in lower precision."""
 
 
