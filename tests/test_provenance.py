@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import build
+from tokenizers_here import make_tokenizer
 
 from harness_ext.models.hf import HFExtrapolate
-from harness_ext.models.provenance import hash_weights
+from harness_ext.models.provenance import hash_vocabulary, hash_weights
 
 
 def test_weights_that_are_stored_otherwise_have_the_same_fingerprint_and_other_weights_another(tmp_path: Path) -> None:
@@ -45,3 +47,11 @@ def test_a_results_file_says_what_the_run_was_made_with(saved: Callable[..., Pat
 @pytest.mark.parametrize("family", ["llama", "mamba", "bloom"])
 def test_every_family_has_a_fingerprint(family: str) -> None:
     assert len(hash_weights(build(family))) == 64
+
+
+def test_a_vocabularys_hash_tells_apart_which_tokens_are_special() -> None:
+    plain, special = (copy.deepcopy(make_tokenizer("bpe")) for _ in range(2))
+    special.add_special_tokens({"additional_special_tokens": ["ĠThe"]})
+    assert plain.get_vocab() == special.get_vocab()
+    assert hash_vocabulary(plain) == hash_vocabulary(make_tokenizer("bpe"))
+    assert hash_vocabulary(plain) != hash_vocabulary(special)

@@ -69,8 +69,7 @@ def _sample(model: Any, name: str) -> torch.Tensor | None:
 
 def hash_vocabulary(tokenizer: Any) -> str:
     """SHA-256 over a tokenizer's tokens and their numbers, and which of them are special."""
-    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
-    return hashlib.sha256(repr([sorted(tokenizer.get_vocab().items()), special]).encode()).hexdigest()
+    return hashlib.sha256(repr([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_tokens)]).encode()).hexdigest()
 
 
 def list_facts(model: Any, device: torch.device) -> dict[str, Any]:
