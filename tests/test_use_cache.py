@@ -155,6 +155,12 @@ def test_another_way_of_answering_finds_nothing(change: Any, exact: bool, ask: A
     assert evaluate(lm, [task], options=options, **SMALL)["config"]["reading"]["resumed"] == 0
 
 
+def test_another_precision_finds_nothing_where_prompts_are_read_whole(ask: Ask) -> None:
+    ask(options={"exact": True})
+    assert ask(options={"exact": True})[1]["resumed"] == 16
+    assert ask(options={"exact": True, "mixed_precision_dtype": "bfloat16"})[1]["resumed"] == 0
+
+
 def test_an_adapter_with_another_strength_is_another_model(ask: Ask, saved: Any) -> None:
     def name(strength: int) -> str:
         lm = HFExtrapolate(pretrained=str(saved("llama")), **OPTIONS)
