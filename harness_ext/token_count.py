@@ -132,7 +132,8 @@ def _is_changed(tokenizer: Any) -> bool:
     """Whether tokens of a text are not those of its sentences whatever the pre-tokenizer does: a class that is not transformers' own may do anything to a
     text before, and an added token that has the end of a sentence in it is found before all else.
     """
-    own = type(tokenizer)._encode_plus.__module__.startswith("transformers.")
+    encode = getattr(type(tokenizer), "_encode_plus", None)
+    own = getattr(encode, "__module__", "").startswith("transformers.")
     return not own or any(SEAM in token for token in tokenizer.get_added_vocab())
 
 
