@@ -88,6 +88,14 @@ def load() -> Callable[..., Any]:
     return load_task
 
 
+def build_long(family: str) -> Any:
+    """`build`'s, which reads 400 tokens where its table would end at `families.LENGTH`."""
+    from families import FAMILIES
+
+    known = FAMILIES[family]
+    return build(family, **({known.length_field: 400} if known.hard and known.length_field else {}))
+
+
 @pytest.fixture
 def evaluate() -> Callable[..., Any]:
     """(model, tasks, **metadata) → lm_eval's results, with the samples."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build
-from families import FAMILIES, LENGTH
+from conftest import build, build_long
+from families import LENGTH
 from lm_eval.api.instance import Instance
 from test_sharing import DECODERS, longer, prompts
 
@@ -48,7 +48,7 @@ def ask(budget: int = 6) -> list[Instance]:
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_what_padding_does_to_a_family_is_found_out(family: str) -> None:
-    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))
+    model = build_long(family)
     forward = Forward(model, torch.device("cpu"))
     checks, made, asked = BatchChecks(forward), find_state(forward, LENGTH, 40).make, Batch(rows=4)
     equal, one = Batch(rows=4, equal=True), Batch()

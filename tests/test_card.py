@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build
-from families import FAMILIES, LENGTH
+from conftest import build_long
+from families import LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from test_sharing import APART, COPIED, DECODERS, PAIRS, SAME_AS_HF, longer, prompts, score
@@ -80,7 +80,7 @@ def test_rows_that_begin_with_the_same_keys_attend_to_them_as_if_each_had_a_copy
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_what_a_family_can_go_on_from_is_what_it_is_on_the_cpu(family: str) -> None:
-    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {})).cuda()
+    model = build_long(family).cuda()
     pieces.install(model)
     forward = Forward(model, torch.device("cuda"))
     found = find_state(forward, LENGTH, 400)

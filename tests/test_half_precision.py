@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, build_long
 from families import FAMILIES, LENGTH
 from lm_eval.models.huggingface import HFLM
 from tokenizers_here import make_tokenizer
@@ -22,7 +22,7 @@ RECURRENT = ("mamba2", "rwkv", "minimax", "zamba2", "nemotron_h", "qwen3_next", 
 
 @pytest.mark.parametrize("family", sorted(name for name, family in FAMILIES.items() if not family.seq2seq))
 def test_what_is_rounding_in_bfloat16_is_far_from_what_is_not(family: str) -> None:
-    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {})).bfloat16()
+    model = build_long(family).bfloat16()
     pieces.install(model)
     said = find_state(Forward(model, torch.device("cpu")), LENGTH, 400).said
     found = [float(times) for times in re.findall(r"forward's by (\S+) times", said)]
@@ -33,7 +33,7 @@ def test_what_is_rounding_in_bfloat16_is_far_from_what_is_not(family: str) -> No
 def test_recurrent_answers_in_bfloat16_are_as_near_to_those_of_float32_as_hfs_are(family: str) -> None:
     rng = random.Random(0)
     hay = [rng.randrange(3, 500) for _ in range(140)]
-    # what prompts share is longer than a chunk, and differs from what one of them would be alone
+    # what prompts share is longer than a chunk
     prompts = [(None, hay[:size], [rng.randrange(3, 500)]) for size in (30, 60, 100, 101, 120, 139)]
     given = {"tokenizer": make_tokenizer("bpe")}
 

@@ -107,8 +107,7 @@ def test_generation_past_the_trained_length_sees_the_whole_prompt(saved: Any) ->
     ids = torch.tensor([model.tok_encode(prompt)])
     assert ids.shape[1] > LENGTH
     expected = model.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    request = Instance("generate_until", {}, (prompt, {"until": ["@@@"], "max_gen_toks": 8, "do_sample": False}), 0, ("t", 0, 1))
-    assert model.generate_until([request], disable_tqdm=True) == [model.tok_decode(expected.tolist())]
+    assert generate(model, [prompt], max_gen_toks=8, do_sample=False) == [model.tok_decode(expected.tolist())]
 
 
 @pytest.mark.parametrize("family", [name for name, known in KNOWN.items() if known.seq2seq])
@@ -127,9 +126,7 @@ def test_an_encoder_decoder_is_scored_as_hf_does_and_answers_with_as_many_tokens
     assert ids.shape[1] > LENGTH
     options = {"do_sample": False, "num_beams": 1, "pad_token_id": 0}
     expected_tokens = theirs.model.generate(ids, max_new_tokens=5, **options)[0].tolist()
-    asked = {"until": ["@@@"], "max_gen_toks": 5, "do_sample": False, "num_beams": 1}
-    request = Instance("generate_until", {}, (prompt, asked), 0, ("t", 0, 1))
-    assert ours.generate_until([request], disable_tqdm=True) == [ours.tok_decode(expected_tokens)]
+    assert generate(ours, [prompt], do_sample=False, num_beams=1) == [ours.tok_decode(expected_tokens)]
     assert 2 <= len(expected_tokens) <= 6
 
 
@@ -138,9 +135,7 @@ def test_an_answer_ends_where_the_decoders_own_table_does(saved: Any) -> None:
     model = HFExtrapolate(pretrained=folder, device="cpu", dtype="float32", backend="seq2seq", trained_length=LENGTH)
 
     def ask(budget: int) -> list[str]:
-        asked = {"until": ["@@@"], "max_gen_toks": budget, "do_sample": False, "num_beams": 1}
-        request = Instance("generate_until", {}, ("The old farmer.", asked), 0, ("t", 0, 1))
-        return list(model.generate_until([request], disable_tqdm=True))
+        return generate(model, ["The old farmer."], max_gen_toks=budget, do_sample=False, num_beams=1)
 
     def score(tokens: int) -> list[Any]:
         return list(model._loglikelihood_tokens([(None, list(range(20, 40)), [9] * tokens)], disable_tqdm=True))
@@ -279,13 +274,6 @@ def test_a_prompt_without_tokens_cannot_be_answered_and_says_so(saved: Any) -> N
         generate(model, ["The old farmer.", ""])
 
 
-def test_log_likelihoods_in_another_precision_than_float32_are_said_not_to_be(saved: Any, caplog: pytest.LogCaptureFixture) -> None:
-    HFExtrapolate(pretrained=str(saved("llama")), device="cpu", softmax_dtype="float32")
-    assert "softmax_dtype" not in caplog.text
-    HFExtrapolate(pretrained=str(saved("llama")), device="cpu", softmax_dtype="bfloat16")
-    assert "softmax_dtype=torch.bfloat16 was asked for; log-likelihoods are computed in float32" in caplog.text
-
-
 def test_an_encoder_reads_as_much_as_its_table_has_whatever_the_answer(saved: Any) -> None:
     given = {"pretrained": str(saved("bart")), "device": "cpu", "dtype": "float32", "backend": "seq2seq"}
     ours, theirs = HFExtrapolate(**given), HFLM(**given)
@@ -315,11 +303,25 @@ def test_without_a_device_it_runs_where_it_can(saved: Any) -> None:
     assert len(model._loglikelihood_tokens([(None, [7, 8], [9])])) == 1
 
 
-def test_alibi_in_low_precision_is_said_to_be_a_confound(saved: Any, caplog: pytest.LogCaptureFixture) -> None:
-    HFExtrapolate(pretrained=str(saved("bloom")), device="cpu", dtype="float32")
-    assert "ALiBi" not in caplog.text
-    HFExtrapolate(pretrained=str(saved("bloom")), device="cpu", dtype="bfloat16")
-    assert "rounding grows with the position" in caplog.text
+@pytest.mark.parametrize(
+    ("family", "option", "of", "said"),
+    [
+        ("bloom", "dtype", "ALiBi", "rounding grows with the position"),
+        (
+            "llama",
+            "softmax_dtype",
+            "softmax_dtype",
+            "softmax_dtype=torch.bfloat16 was asked for; log-likelihoods are computed in float32",
+        ),
+    ],
+)
+def test_what_a_lower_precision_does_to_the_scores_or_not_is_said(
+    family: str, option: str, of: str, said: str, saved: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    HFExtrapolate(pretrained=str(saved(family)), device="cpu", **{option: "float32"})
+    assert of not in caplog.text
+    HFExtrapolate(pretrained=str(saved(family)), device="cpu", **{option: "bfloat16"})
+    assert said in caplog.text
 
 
 def test_an_unknown_model_is_one_error_before_any_weights(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, build_long
 from families import FAMILIES, LENGTH
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -101,7 +101,7 @@ def score_alone(folder: str, prompt: Any) -> tuple[float, bool]:
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_what_a_family_can_go_on_from_is_found_out(family: str) -> None:
-    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))
+    model = build_long(family)
     found = find_state(Forward(model, torch.device("cpu")), LENGTH, 400)
     assert (found.make is None) == (family in APART), found.said
     if found.make is not None:
@@ -162,7 +162,7 @@ def test_memory_that_runs_out_once_in_the_self_check_tells_nothing_of_the_model(
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_attention_in_pieces_is_found_out_like_any_other_and_kept_where_it_is_the_same(family: str) -> None:
-    model = build(family, **({FAMILIES[family].length_field: 400} if FAMILIES[family].hard else {}))
+    model = build_long(family)
     if not pieces.install(model):
         assert model.config._attn_implementation != pieces.NAME
         return

@@ -143,7 +143,7 @@ class UnlistedConfig(LlamaConfig):
 
 
 class Sharpening(LlamaAttention):
-    """Queries that are scaled by the logarithm of how many keys there are, past 1,400."""
+    """Queries that are scaled by how many keys there are, past 1,400."""
 
     def forward(self, hidden_states: Any, *args: Any, **rest: Any) -> Any:
         cache = rest.get("past_key_values")

@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness_ext.model_view import first_line
 from harness_ext.models.forward import Forward
 from harness_ext.models.prefix_tree import Batch
-from harness_ext.models.rounding import ERRORS, Plain, draw, find_tolerance, read_whole
+from harness_ext.models.rounding import Plain, draw, find_difference, read_whole
 from harness_ext.models.self_check import FEWEST, TOKENS
 from harness_ext.models.state import State
 
@@ -67,22 +66,12 @@ class BatchChecks:
         count = min(TOKENS, max(most, FEWEST))
         checked, found = self._found.get(otherwise, (0, True))
         if found and checked < count:
-            why = _explain(functools.partial(measure, self.forward, count - NEW, *given), find_tolerance(self.forward))
+            why = find_difference(self.forward, functools.partial(measure, self.forward, count - NEW, *given))
             found = not why
             if why:
                 log.warning("%s: %s", otherwise, why)
             self._found[otherwise] = count, found
         return found
-
-
-@torch.inference_mode()
-def _explain(measure: Callable[[], float], tolerance: float) -> str:
-    """Why not, where what is measured is more than rounding does; empty where it is not."""
-    try:
-        times = measure()
-    except ERRORS as error:
-        return f"{type(error).__name__}: {first_line(error)}"
-    return "" if times <= tolerance else f"logits differ by {times:.2g} times what one rounding of the embeddings does"
 
 
 def _measure_going_on(forward: Forward, count: int, make: Make) -> float:

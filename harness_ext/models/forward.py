@@ -46,8 +46,8 @@ class Forward:
         self.dtype = autocast or next(floating, torch.float32)
         """What it computes in."""
         self.takes_positions = "position_ids" in self._parameters
-        self.picks = True
-        """Whether the output layer may be given the columns alone that are wanted (`self_check.check_output`)."""
+        self.picks: bool | None = None
+        """Whether the output layer may be given the columns alone that are wanted; None, and it is, until that was tried (`self_check.check_output`)."""
         self._asked = _Asked()
         if self._head is not None:
             self._head.register_forward_pre_hook(self._pick)
@@ -55,7 +55,7 @@ class Forward:
     def __call__(self, tokens: Tensor, state: State | None, wanted: Sequence[int], positions: Tensor | None = None) -> Tensor:
         """Logits (rows, wanted, vocabulary) at the columns `wanted` of tokens (rows, columns), read on top of `state`.
 
-        The output layer is given those columns only, where it `picks`. It is applied position by position, so the logits are the same; what is
+        The output layer is given those columns only, unless `picks` is False. It is applied position by position, so the logits are the same; what is
         saved is tokens × vocabulary floats, most of the memory of a long prompt.
         """
         given: dict[str, Any] = state.arguments() if state is not None else {"use_cache": False}
@@ -90,7 +90,7 @@ class Forward:
     def _pick(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """What the output layer is given in place of all columns. Nothing is changed where they are laid out in a way of their own."""
         columns = self._asked.columns
-        if not self.picks or columns is None or not args or tuple(args[0].shape[:2]) != self._asked.shape:
+        if self.picks is False or columns is None or not args or tuple(args[0].shape[:2]) != self._asked.shape:
             return None
         self._asked.picked = True
         return (args[0][:, columns.to(args[0].device, non_blocking=True)], *args[1:])

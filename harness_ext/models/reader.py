@@ -67,15 +67,14 @@ class Reader:
         self.bounded = memory.foresees
         """Whether what is held at once is bounded by what is free, since nothing is refused."""
         self.checks = BatchChecks(forward)
-        self._checked, self._output_checked = 0, False
+        self._checked = 0
 
     def prepare(self, longest: int) -> None:
         """Finds out what the model, as it is now, can go on from; no farther than the `longest` prompt, in tokens, goes.
 
         Again where later prompts go farther than earlier ones, and that may make a difference.
         """
-        if not self._output_checked:
-            self._output_checked = True
+        if self.forward.picks is None:
             check_output(self.forward)
         far = min(longest, find_reach(self.forward, self.trained))
         if self.sharing is not None and (self.sharing.make is None or far <= self._checked):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness_ext.model_view import first_line
 from harness_ext.models.forward import Forward
 from harness_ext.positions import text_config
 
@@ -65,6 +66,18 @@ def read_whole(forward: Forward, tokens: Tensor, positions: Tensor | None = None
     """Tokens (rows, count) read in one forward, on nothing. `last`: how many positions to look at, all for 0."""
     count = tokens.shape[1]
     return Plain(forward, lambda: forward(tokens, None, range(count - (last or count), count), positions).float())
+
+
+@torch.inference_mode()
+def find_difference(forward: Forward, measure: Callable[[], float]) -> str:
+    """What is measured (`Plain.measure`) in words, where it is more than rounding does or cannot be read; empty where it is not."""
+    try:
+        times = measure()
+    except ERRORS as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    return (
+        "" if times <= find_tolerance(forward) else f"logits differ by {times:.2g} times what one rounding of the embeddings does"
+    )
 
 
 def draw(forward: Forward, count: int, seed: int = 0) -> Tensor:

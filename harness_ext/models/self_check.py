@@ -18,7 +18,7 @@ from torch import Tensor
 from harness_ext.model_view import first_line
 from harness_ext.models import last_layer, memory, pieces
 from harness_ext.models.forward import Forward
-from harness_ext.models.rounding import ERRORS, draw, find_tolerance, list_special, read_whole
+from harness_ext.models.rounding import ERRORS, draw, find_difference, find_tolerance, list_special, read_whole
 from harness_ext.models.state import Copied, Cuttable, State
 from harness_ext.positions import is_listed, read_schemes, read_selection, read_window, text_config
 
@@ -60,23 +60,20 @@ def check_output(forward: Forward) -> None:
     """Lets the output layer have all columns from now on, where those that are wanted, alone, come out otherwise: some models add to logits, or
     scale them, by what stands where.
     """
-    tokens = draw(forward, FEWEST)
+    tokens, forward.picks = draw(forward, FEWEST), True
     try:
         whole = read_whole(forward, tokens)
     except ERRORS:  # which what is asked of it will say
         return
-    try:
-        times = [whole.measure(forward(tokens, None, range(FEWEST - last, FEWEST)).float(), last=last) for last in (SINGLE, 1)]
-        why = (
-            f"logits differ by {max(times):.2g} times what one rounding of the embeddings does"
-            if max(times) > find_tolerance(forward)
-            else ""
-        )
-    except ERRORS as error:
-        why = f"{type(error).__name__}: {first_line(error)}"
+
+    def measure() -> float:
+        """Of the last logits, asked for alone."""
+        return max(whole.measure(_read_end(forward, None, tokens, last), last=last) for last in (SINGLE, 1))
+
+    why = find_difference(forward, measure)
+    forward.picks = not why
     if why:
         log.warning("logits are computed of all tokens, since those of some alone come out otherwise: %s", why)
-        forward.picks = False
 
 
 def find_state(forward: Forward, trained: int, most: int) -> Finding:
@@ -213,7 +210,7 @@ def _compare_far(forward: Forward, make: Callable[[int], State], reach: int) -> 
     return plain.measure(read_in_chunks(forward, make(TOKENS), tokens, CHUNKS[0], positions))
 
 
-def _read_end(forward: Forward, state: State, tokens: Tensor, last: int) -> Tensor:
+def _read_end(forward: Forward, state: State | None, tokens: Tensor, last: int) -> Tensor:
     """The logits of the last of tokens (rows, count), read at once."""
     return forward(tokens, state, range(tokens.shape[1] - last, tokens.shape[1])).float()
 

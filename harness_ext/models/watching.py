@@ -200,6 +200,7 @@ class Watcher:
         def attend(
             module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any
         ) -> tuple[Tensor, Any]:
+            """`own`'s answer, whose rows at the points are kept."""
             given: Any = own or inspect.getmodule(type(module)).eager_attention_forward  # type: ignore[union-attr]
             answer: tuple[Tensor, Any] = given(module, query, key, value, mask, *args, **kwargs)
             if self.seen.why_not:
